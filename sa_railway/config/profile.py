@@ -1,0 +1,219 @@
+"""Every knob of the package in one frozen value, with its default and the reason for it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from sa_railway.exc import ConfigurationError
+
+__all__ = ["ENVIRONMENT_PREFIX", "PROFILES", "Profile", "load_profile"]
+
+ENVIRONMENT_PREFIX = "SA_RAILWAY_"
+_OTHER_VARIABLES = frozenset({"SA_RAILWAY_PROFILE"})
+
+
+def _knob(default: Any, *, above: float | None = None, at_least: float | None = None) -> Any:
+    """A dataclass field with a default and the bound that ``Profile`` checks."""
+    return field(default=default, metadata={"above": above, "at_least": at_least})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """How an engine treats its connections. All times are seconds.
+
+    A profile is a value: make a variant with ``dataclasses.replace(profile, pool_size=2)``.
+
+    Attributes:
+        name: shown in logs and by the doctor.
+        pool_size: connections kept open. 5 is SQLAlchemy's own default.
+        max_overflow: connections beyond the pool in a burst; closed when returned.
+        pool_timeout: wait for a free connection. 20 is below Gunicorn's worker timeout of 30, so
+            that a starved pool is an error with a text and not a killed worker.
+        pool_recycle: a connection older than this is replaced at checkout. 240 is below every
+            idle limit known of a host (Azure's 4 minutes being the shortest).
+        recycle_jitter: the share of ``pool_recycle`` by which single connections are replaced
+            earlier, so that a pool that was filled at once is not emptied at once.
+        idle_release: connections that nobody used for this long are closed; None keeps them.
+            A pool by itself never closes an idle connection.
+        pre_ping: whether a connection is checked at checkout.
+        trust_idle: a connection idle for less than this is checked by a look at its socket alone;
+            pgx asks the server after 1 second, too.
+        ping_timeout: how long the server may take to answer a ping. Without it, a peer that
+            accepts and never answers blocks the checkout for ever.
+        connect_timeout: limit for one attempt to connect.
+        connect_patience: how long a connect is tried again while the server is away. 10 for
+            web requests, which somebody waits for; 60 for scripts and workers.
+        backoff_base: the longest first pause between two attempts; it doubles with each.
+        backoff_cap: no pause is longer, so that a server that is back is found within this time.
+        breaker_pause: once the patience has run out, connects fail at once for this long.
+        keepalives: whether TCP keepalives find a dead peer of an idle connection.
+        keepalives_idle: silence before the first keepalive probe.
+        keepalives_interval: pause between two probes.
+        keepalives_count: unanswered probes until the connection is dead.
+        tcp_user_timeout: limit for data that the peer's kernel does not acknowledge. Keepalives
+            do not cover a query in flight; this does (Linux only).
+        application_name: shown in ``pg_stat_activity``; None derives it from the service.
+        fault_kinds: overrules what an error means: SQLSTATE to the name of a fault kind.
+    """
+
+    name: str = "web"
+    pool_size: int = _knob(5, at_least=1)
+    max_overflow: int = _knob(10, at_least=-1)
+    pool_timeout: float = _knob(20.0, above=0)
+    pool_recycle: float = _knob(240.0, above=0)
+    recycle_jitter: float = _knob(0.2, at_least=0)
+    idle_release: float | None = _knob(None, above=0)
+    pre_ping: bool = True
+    trust_idle: float = _knob(1.0, at_least=0)
+    ping_timeout: float = _knob(2.0, above=0)
+    connect_timeout: float = _knob(10.0, at_least=1)
+    connect_patience: float = _knob(10.0, at_least=0)
+    backoff_base: float = _knob(0.05, above=0)
+    backoff_cap: float = _knob(1.0, above=0)
+    breaker_pause: float = _knob(2.0, at_least=0)
+    keepalives: bool = True
+    keepalives_idle: int = _knob(20, at_least=1)
+    keepalives_interval: int = _knob(10, at_least=1)
+    keepalives_count: int = _knob(5, at_least=1)
+    tcp_user_timeout: float = _knob(15.0, at_least=0)
+    application_name: str | None = None
+    fault_kinds: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what no engine could work with."""
+        for knob in fields(self):
+            value = getattr(self, knob.name)
+            _check_type(knob.name, str(knob.type), value)
+            if knob.metadata and value is not None:
+                _check_bound(knob.name, value, **knob.metadata)
+        if self.recycle_jitter >= 1:
+            raise ConfigurationError(
+                f"recycle_jitter is {self.recycle_jitter!r}; allowed: 0 or more and less than 1"
+            )
+
+
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "a string"),
+    "bool": ((bool,), "True or False"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number of seconds"),
+    "Mapping[str, str]": ((Mapping,), "a mapping of SQLSTATE to fault kind"),
+}
+
+
+def _check_type(name: str, annotation: str, value: object) -> None:
+    """Raise unless *value* is of the type that *annotation* spells."""
+    base = annotation.removesuffix(" | None")
+    if value is None and base != annotation:
+        return
+    types, allowed = _TYPES[base]
+    # bool is an int to Python, but pool_size=True is a mistake
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise ConfigurationError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def _check_bound(name: str, value: float, *, above: float | None, at_least: float | None) -> None:
+    """Raise unless *value* is finite and within its bound."""
+    if not math.isfinite(value):
+        raise ConfigurationError(f"{name} is {value!r}; allowed: a finite number")
+    if above is not None and value <= above:
+        raise ConfigurationError(f"{name} is {value!r}; allowed: more than {above:g}")
+    if at_least is not None and value < at_least:
+        raise ConfigurationError(f"{name} is {value!r}; allowed: {at_least:g} or more")
+
+
+PROFILES: Mapping[str, Profile] = {
+    profile.name: profile
+    for profile in (
+        Profile(name="web"),
+        Profile(name="worker", connect_patience=60.0),
+        Profile(name="script", connect_patience=60.0),
+        # Railway lets a service sleep after 10 minutes without one outbound packet; a keepalive
+        # probe is one, and so is the answer to a probe of the server, so nothing may stay open.
+        Profile(name="serverless", keepalives=False, idle_release=30.0),
+    )
+}
+
+
+def load_profile(
+    profile: str | Profile,
+    overrides: Mapping[str, Any],
+    environ: Mapping[str, str],
+) -> Profile:
+    """Resolve *profile* and apply the environment, then *overrides*; the later one wins.
+
+    ``SA_RAILWAY_PROFILE`` replaces the name of a named profile, and ``SA_RAILWAY_<FIELD>``
+    a field of it. A ``Profile`` that was built by hand is taken as it is, but for its fields
+    that the environment names.
+
+    Raises:
+        ConfigurationError: an unknown profile or field, or a value that is not allowed.
+    """
+    if isinstance(profile, str):
+        profile = _named(environ.get(ENVIRONMENT_PREFIX + "PROFILE") or profile)
+    known = [knob.name for knob in fields(Profile)]
+    for name in overrides:
+        if name not in known:
+            raise ConfigurationError(
+                f"{name} is not a field of a profile{suggest(name, known)}; "
+                f"allowed: {', '.join(known)}"
+            )
+    return replace(profile, **{**_from_environment(environ), **overrides})
+
+
+def _named(name: str) -> Profile:
+    try:
+        return PROFILES[name]
+    except KeyError:
+        raise ConfigurationError(
+            f"profile is {name!r}; allowed: {', '.join(PROFILES)}{suggest(name, PROFILES)}"
+        ) from None
+
+
+def suggest(name: str, candidates: Mapping[str, object] | list[str]) -> str:
+    """Return `` (did you mean ...?)`` for the closest candidate, or nothing."""
+    close = difflib.get_close_matches(name, list(candidates), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Read the fields that ``SA_RAILWAY_*`` variables name."""
+    known = {
+        ENVIRONMENT_PREFIX + knob.name.upper(): knob
+        for knob in fields(Profile)
+        if knob.name not in ("name", "fault_kinds")
+    }
+    found = {}
+    for variable, text in environ.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in _OTHER_VARIABLES:
+            continue
+        if variable not in known:
+            raise ConfigurationError(
+                f"{variable} is set, but there is no such setting{suggest(variable, list(known))}; "
+                f"allowed: {', '.join(sorted([*known, *_OTHER_VARIABLES]))}"
+            )
+        if text.strip():
+            knob = known[variable]
+            found[knob.name] = _parse(variable, str(knob.type), text.strip())
+    return found
+
+
+_WORDS = {"true": True, "1": True, "yes": True, "on": True}
+_WORDS |= {"false": False, "0": False, "no": False, "off": False}
+
+
+def _parse(variable: str, annotation: str, text: str) -> Any:
+    """Convert *text* to the type that *annotation* spells."""
+    base = annotation.removesuffix(" | None")
+    if base != annotation and text.lower() == "none":
+        return None
+    try:
+        if base == "bool":
+            return _WORDS[text.lower()]
+        return {"int": int, "float": float, "str": str}[base](text)
+    except (KeyError, ValueError):
+        raise ConfigurationError(f"{variable} is {text!r}; allowed: {_TYPES[base][1]}") from None
