@@ -28,14 +28,14 @@ __all__ = [
 logger = logging.getLogger("sa_railway.events")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Event:
     """Something that happened to a connection of the engine named *engine*."""
 
     engine: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Connected(Event):
     """A connection was opened after *attempts* attempts that took *seconds* altogether."""
 
@@ -43,7 +43,7 @@ class Connected(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ConnectAttemptFailed(Event):
     """Attempt number *attempt* failed with *error*; the next one follows in *delay* seconds."""
 
@@ -52,7 +52,7 @@ class ConnectAttemptFailed(Event):
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BreakerOpened(Event):
     """Connects fail at once for *seconds*, because *error* outlasted the patience."""
 
@@ -60,36 +60,36 @@ class BreakerOpened(Event):
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BreakerClosed(Event):
     """The server can be reached again."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pinged(Event):
     """A pooled connection answered a ping after *seconds*."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StaleFound(Event):
     """A pooled connection was found dead at checkout.
 
-    *how* is ``"socket"`` (no round trip was spent), ``"ping"`` or ``"deadline"`` (no answer in time).
+    *how* is ``"socket"`` (no round trip was spent), ``"ping"``, or ``"deadline"``: no answer in time.
     """
 
     how: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DisconnectSeen(Event):
     """A statement failed with *error*, which says that the connection or its server is lost."""
 
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class IdleReleased(Event):
     """A connection that nobody had used for *seconds* was closed."""
 
@@ -135,7 +135,7 @@ def announce(event: Event) -> None:
     for subscriber in _subscribers:
         try:
             subscriber(event)
-        except Exception:  # noqa: BLE001 - a listener must not break a checkout
+        except Exception:
             if id(subscriber) not in _failed:
                 _failed.add(id(subscriber))
                 logger.exception("A subscriber failed; its further failures are not logged")

@@ -4,7 +4,7 @@
 
     RailwayError
     ├── ConfigurationError (ValueError)          a knob, a profile or a URL is wrong
-    └── DatabaseUnavailableError (OperationalError)  the server has been away for too long to wait again
+    └── DatabaseUnavailableError (OperationalError)  away for too long already to wait again
 
 Everything else that goes wrong reaches the caller as the driver's or SQLAlchemy's own exception.
 No message in this module ever holds a password.
@@ -45,7 +45,7 @@ class DatabaseUnavailableError(RailwayError, sa_exc.OperationalError):
         return str(self.args[0])
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle with the fields of this class, for task queues that send errors between processes."""
+        """Keep the fields when pickled: task queues send errors between processes."""
         return _rebuild_unavailable, (self.args[0], self.retry_after, self.orig)
 
 
@@ -53,5 +53,3 @@ def _rebuild_unavailable(
     message: str, retry_after: float, orig: BaseException
 ) -> DatabaseUnavailableError:
     return DatabaseUnavailableError(message, retry_after=retry_after, orig=orig)
-
-

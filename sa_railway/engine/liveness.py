@@ -1,0 +1,166 @@
+"""Is this pooled connection still alive? Asked at checkout, most often without a round trip.
+
+A connection that was just made is not asked. Otherwise its socket is looked at, which costs about a
+microsecond: a server that closed the connection has left its FIN there. A socket that shows nothing
+is trusted if the connection was used a moment ago; else, or if there is something to read that may
+as well be a harmless notification, the server must answer a ping within a deadline. A dead
+connection invalidates the whole pool, because what killed it mostly killed the others too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any
+
+from sqlalchemy import Engine, event
+from sqlalchemy.engine import Dialect
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from sa_railway import events
+from sa_railway.config.profile import Profile
+from sa_railway.engine.guard import guarded
+from sa_railway.engine.naming import engine_name
+from sa_railway.engine.watchdog import Deadline
+
+__all__ = ["Look", "listen", "look"]
+
+logger = logging.getLogger("sa_railway.engine.liveness")
+
+# in the record's info, which SQLAlchemy clears when it reconnects: no entry means a new connection
+_IDLE_SINCE = "railway_idle_since"
+
+
+class Look(Enum):
+    """What a socket tells without a round trip."""
+
+    QUIET = "quiet"  # nothing has arrived since the last answer
+    READABLE = "readable"  # a notification, a notice, or the server's farewell
+    CLOSED = "closed"
+    BLIND = "blind"  # the driver shows no socket
+
+
+def listen(engine: Engine, profile: Profile) -> None:
+    """Check the connections of *engine* at checkout, unless profile or backend rule it out."""
+    if not profile.pre_ping or engine.dialect.name == "sqlite":
+        return
+    liveness = _Liveness(engine, profile)
+    event.listen(engine, "checkin", guarded(liveness.checkin))
+    event.listen(engine, "checkout", guarded(liveness.checkout))
+
+
+class _Liveness:
+    """The check of one engine."""
+
+    def __init__(self, engine: Engine, profile: Profile) -> None:
+        self._engine = engine_name(engine)
+        self._dialect = engine.dialect
+        self._trust_idle = profile.trust_idle
+        self._ping_timeout = profile.ping_timeout
+
+    def checkin(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        record.info[_IDLE_SINCE] = time.monotonic()
+
+    def checkout(
+        self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry, proxy: object
+    ) -> None:
+        idle_since = record.info.get(_IDLE_SINCE)
+        if idle_since is None:
+            return
+        found = look(record.driver_connection)
+        if found is Look.QUIET and time.monotonic() - idle_since < self._trust_idle:
+            return
+        how = "socket" if found is Look.CLOSED else self._ping(dbapi_connection, record)
+        if how is not None:
+            events.announce(events.StaleFound(self._engine, how))
+            logger.info("%s: a pooled connection was dead (seen by: %s)", self._engine, how)
+            raise InvalidatePoolError(f"the connection was dead at checkout (seen by: {how})")
+
+    def _ping(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> str | None:
+        """Return how the connection was found to be dead, or None: the server has answered."""
+        _warn_if_gevent_is_blocked(self._dialect)
+        started = time.monotonic()
+        with _limit(record.driver_connection, self._ping_timeout) as expired:
+            try:
+                self._dialect.do_ping(dbapi_connection)
+            except Exception:  # noqa: BLE001 - drivers raise OSError, TimeoutError and their own
+                return "deadline" if expired() else "ping"
+        if events.has_subscribers():
+            events.announce(events.Pinged(self._engine, time.monotonic() - started))
+        return None
+
+
+_HUNG_UP = 0
+if hasattr(select, "poll"):  # Windows has none: every check is a ping there
+    # POLLRDHUP, on Linux, shows the peer's FIN even behind unread data, which TLS would hide
+    _HUNG_UP = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
+
+
+def look(driver_connection: Any) -> Look:
+    """Look at the connection's socket without sending or reading anything. Never raises.
+
+    psycopg2 and psycopg show their descriptor. asyncpg does not, but it reads its socket whenever
+    the event loop runs, so it knows by itself when the server has hung up.
+    """
+    if hasattr(driver_connection, "fileno"):
+        return _poll(driver_connection) if _HUNG_UP else Look.BLIND
+    if hasattr(driver_connection, "is_closed"):
+        return Look.CLOSED if driver_connection.is_closed() else Look.QUIET
+    return Look.BLIND
+
+
+def _poll(driver_connection: Any) -> Look:
+    poller = select.poll()
+    try:
+        poller.register(driver_connection.fileno(), select.POLLIN | _HUNG_UP)
+    except Exception:  # noqa: BLE001 - each driver has its own error for a connection it has closed
+        return Look.CLOSED
+    ready = poller.poll(0)
+    if not ready:
+        return Look.QUIET
+    return Look.CLOSED if ready[0][1] & _HUNG_UP else Look.READABLE
+
+
+@contextlib.contextmanager
+def _limit(driver_connection: Any, seconds: float) -> Iterator[Callable[[], bool]]:
+    """End what the block waits for after *seconds*; yields a function that tells whether it did."""
+    if hasattr(driver_connection, "fileno"):
+        with Deadline(driver_connection.fileno(), seconds) as deadline:
+            yield lambda: deadline.expired
+    elif hasattr(driver_connection, "terminate"):
+        expired: list[bool] = []
+
+        def terminate() -> None:
+            expired.append(True)
+            driver_connection.terminate()
+
+        timer = asyncio.get_running_loop().call_later(seconds, terminate)
+        try:
+            yield lambda: bool(expired)
+        finally:
+            timer.cancel()
+    else:
+        yield lambda: False
+
+
+@functools.cache
+def _warn_if_gevent_is_blocked(dialect: Dialect) -> None:
+    """Say once per engine that a blocked psycopg2 blocks the gevent hub, the watchdog included."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None or dialect.driver != "psycopg2" or not monkey.is_module_patched("threading"):
+        return
+    if dialect.loaded_dbapi.extensions.get_wait_callback() is None:
+        logger.warning(
+            "gevent is in use, but psycopg2 does not cooperate with it: a query blocks all "
+            "greenlets, and no ping can be given a deadline. Call "
+            "psycogreen.gevent.patch_psycopg(), or use the psycopg driver."
+        )

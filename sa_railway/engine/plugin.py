@@ -1,0 +1,121 @@
+"""The one place that knows all behaviours of an engine and their order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import URL, Engine
+from sqlalchemy.dialects import plugins
+from sqlalchemy.engine import CreateEnginePlugin
+
+from sa_railway.config.drivers import choose_driver
+from sa_railway.config.options import complete_arguments, engine_options, sqlite_pragmas
+from sa_railway.config.profile import Profile, load_profile
+from sa_railway.config.url import find_url, normalize_url
+from sa_railway.engine import disconnect, fork, lifetime, liveness, sqlite
+from sa_railway.engine.connect import Patience
+
+__all__ = ["RailwayPlugin", "create_engine"]
+
+# SQLAlchemy would find the plugin by its entry point; this spares the search through all
+# installed distributions, and works where the package was not installed.
+plugins.register("railway", "sa_railway.engine.plugin", "RailwayPlugin")
+
+_LEADER = "railway_leader"
+_YES = ("true", "yes", "on", "y", "t", "1")  # what engine_from_config() takes for true
+
+
+class RailwayPlugin(CreateEnginePlugin):
+    """``create_engine(url, plugins=["railway"])``, or ``?plugin=railway`` in the URL.
+
+    Both take ``railway_profile`` as well, in the same place. Naming the plugin twice does no harm.
+    What the caller passes to ``create_engine()`` wins over the profile.
+    """
+
+    def __init__(self, url: URL, kwargs: dict[str, Any]) -> None:
+        super().__init__(url, kwargs)
+        self._kwargs = kwargs
+        # Named both in the URL and in the arguments, a plugin is made twice; one does the work.
+        self._leads = kwargs.setdefault(_LEADER, self) is self
+        if self._leads:
+            self._configure(url, kwargs)
+
+    def _configure(self, url: URL, kwargs: dict[str, Any]) -> None:
+        is_async = bool(kwargs.get("_is_async"))  # all that create_async_engine() says of itself
+        profile: Any = kwargs.pop("railway_profile", None) or url.query.get(
+            "railway_profile", "web"
+        )
+        generated = kwargs.pop("railway_generated", {})
+        if not isinstance(profile, Profile):
+            profile = load_profile(profile, {}, os.environ)
+        target = url.difference_update_query(["plugin", "railway_profile"])
+        self._url = normalize_url(target, asyncio=is_async)
+        arguments = complete_arguments(
+            target, profile, kwargs, generated=generated, is_async=is_async
+        )
+        self._profile = _as_asked(profile, arguments)
+        self._patience = Patience(self._profile, is_async=is_async)
+        if "pool_pre_ping" in arguments:
+            arguments["pool_pre_ping"] = False  # liveness takes its place
+        if "creator" in arguments:
+            arguments["creator"] = self._patience.wrap_creator(arguments["creator"])
+        kwargs.clear()
+        kwargs.update(arguments)
+
+    def update_url(self, url: URL) -> URL:
+        """Return the URL with a driver and without the plugin's own settings."""
+        if not self._leads:
+            return url
+        self._kwargs.pop(_LEADER, None)
+        return self._url
+
+    def engine_created(self, engine: Engine) -> None:
+        """Attach the behaviours.
+
+        Lifetime comes before liveness: a connection that was released for being idle is one that
+        is gone, not a sign that the pool is dead.
+        """
+        if not self._leads:
+            return
+        fork.listen(engine)
+        self._patience.listen(engine)
+        disconnect.listen(engine, self._profile)
+        lifetime.listen(engine, self._profile)
+        liveness.listen(engine, self._profile)
+        sqlite.listen(engine, sqlite_pragmas(self._url))
+
+
+def create_engine(
+    url: str | URL | None = None, *, profile: str | Profile = "web", **overrides: Any
+) -> Engine:
+    """Create an engine whose connections survive.
+
+    Args:
+        url: the database; None looks for it in the environment as ``database_url()`` does.
+        profile: a named profile or one of your own.
+        **overrides: fields of the profile, and arguments of ``sqlalchemy.create_engine()``.
+
+    Returns:
+        SQLAlchemy's own ``Engine``. Nothing is connected yet. Share one per process; it may be
+        used from any thread, and in a forked child.
+
+    Raises:
+        ConfigurationError: the URL, the profile or an override cannot be used.
+    """
+    target = choose_driver(find_url(url))
+    return sqlalchemy.create_engine(target, **engine_options(target, profile=profile, **overrides))
+
+
+def _as_asked(profile: Profile, arguments: Mapping[str, Any]) -> Profile:
+    """Return *profile* with what the caller's own arguments say about pinging and recycling."""
+    pre_ping = arguments.get("pool_pre_ping", profile.pre_ping)
+    recycle = float(arguments.get("pool_recycle", profile.pool_recycle))
+    # engine_from_config() hands over what stands in the .ini file
+    profile = replace(profile, pre_ping=str(pre_ping).lower() in _YES)
+    if recycle <= 0:  # SQLAlchemy's way to say that nothing is recycled
+        return replace(profile, recycle_jitter=0.0)
+    return replace(profile, pool_recycle=recycle)

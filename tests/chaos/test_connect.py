@@ -1,0 +1,180 @@
+"""Connecting while the server is away, full, wrong or coming back."""
+
+import asyncio
+import traceback
+
+import psycopg2
+import pytest
+import sqlalchemy
+from sqlalchemy import text
+
+import sa_railway
+from sa_railway import events
+from sa_railway.testing import ChaosProxy, TemporaryPostgres
+
+SYNC = ["psycopg2", "psycopg"]
+
+
+@pytest.fixture
+def failures():
+    found = []
+    unsubscribe = events.subscribe(
+        lambda event: isinstance(event, events.ConnectAttemptFailed) and found.append(event)
+    )
+    yield found
+    unsubscribe()
+
+
+def scalar(engine, statement="SELECT 1"):
+    with engine.connect() as connection:
+        return connection.scalar(text(statement))
+
+
+async def async_scalar(engine):
+    async with engine.connect() as connection:
+        return await connection.scalar(text("SELECT 1"))
+
+
+@pytest.mark.parametrize("sqlstate", ["57P03", "53300"])
+@pytest.mark.parametrize("driver", SYNC)
+def test_a_server_that_starts_or_is_full_is_waited_for(postgres, driver, sqlstate, failures):
+    with ChaosProxy(postgres.url_for(driver)) as proxy:
+        engine = sa_railway.create_engine(proxy.url)
+        proxy.answer(sqlstate, times=3)
+
+        assert scalar(engine) == 1
+        assert len(failures) == 3
+        engine.dispose()
+
+
+def test_plain_sqlalchemy_does_not_wait(postgres):
+    with ChaosProxy(postgres.url) as proxy:
+        engine = sqlalchemy.create_engine(proxy.url, pool_pre_ping=True)
+        proxy.answer("57P03", times=1)
+
+        with pytest.raises(sqlalchemy.exc.OperationalError, match="starting up"):
+            scalar(engine)
+        engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg_async"])
+def test_asyncio_waits_without_blocking_the_loop(postgres, driver, failures):
+    async def main(proxy):
+        engine = sa_railway.create_async_engine(proxy.url)
+        ticks = 0
+
+        async def tick():
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0)
+
+        ticking = asyncio.create_task(tick())
+        waiting = asyncio.create_task(async_scalar(engine))
+        while len(failures) < 3:
+            await asyncio.sleep(0.001)
+        seen = ticks
+        proxy.restore()
+        result = await waiting
+        ticking.cancel()
+        await engine.dispose()
+        return result, seen
+
+    with ChaosProxy(postgres.url_for(driver)) as proxy:
+        proxy.down()
+        result, ticks = asyncio.run(main(proxy))
+
+    assert result == 1
+    assert ticks > 3
+
+
+@pytest.fixture(scope="module")
+def guarded_postgres():
+    with TemporaryPostgres(password="right-marked") as server:
+        yield server
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize(
+    ("change", "says", "fix"),
+    [
+        ({"password": "wrong-marked"}, "password authentication failed", "password"),
+        (
+            {"database": "absent"},
+            'database "absent" does not exist',
+            "create it, or correct its name",
+        ),
+    ],
+)
+def test_what_waiting_cannot_mend_is_raised_at_once(
+    guarded_postgres, driver, change, says, fix, failures
+):
+    url = guarded_postgres.url_for(driver).set(**change)
+    engine = sa_railway.create_engine(url, profile="worker")
+
+    with pytest.raises(sqlalchemy.exc.OperationalError, match=says) as caught:
+        engine.connect()
+
+    assert failures == []
+    shown = "".join(traceback.format_exception(caught.value))
+    notes = "\n".join(caught.value.__notes__)
+    assert fix in notes
+    assert "(1 attempt)" in notes
+    assert "marked" not in shown
+
+
+@pytest.mark.parametrize(
+    "change", [{"password": "wrong-marked"}, {"database": "absent"}], ids=["password", "database"]
+)
+def test_asyncpg_raises_at_once_too(guarded_postgres, change, failures):
+    async def main():
+        url = guarded_postgres.url_for("asyncpg").set(**change)
+        engine = sa_railway.create_async_engine(url, profile="worker")
+        async with engine.connect():
+            pass
+
+    with pytest.raises(Exception, match=r"password authentication failed|does not exist") as caught:
+        asyncio.run(main())
+
+    assert failures == []
+    assert "(1 attempt)" in "".join(caught.value.__notes__)
+
+
+def test_the_drivers_own_exception_is_the_cause(guarded_postgres):
+    engine = sa_railway.create_engine(guarded_postgres.url.set(password="wrong"))
+
+    with pytest.raises(sqlalchemy.exc.OperationalError) as caught:
+        engine.connect()
+
+    assert type(caught.value.orig) is psycopg2.OperationalError
+
+
+def test_an_open_breaker_answers_with_an_operational_error(postgres):
+    with ChaosProxy(postgres.url) as proxy:
+        proxy.down()
+        engine = sa_railway.create_engine(proxy.url, connect_patience=0.05, breaker_pause=60)
+        with pytest.raises(sqlalchemy.exc.OperationalError, match="Connection refused"):
+            engine.connect()
+
+        with pytest.raises(sqlalchemy.exc.OperationalError) as caught:
+            engine.connect()
+
+    assert isinstance(caught.value, sa_railway.exc.DatabaseUnavailableError)
+    assert 0 < caught.value.retry_after <= 60
+    assert isinstance(caught.value.orig, psycopg2.OperationalError)
+    engine.dispose()
+
+
+def test_a_failed_connect_takes_no_place_in_the_pool(postgres):
+    with ChaosProxy(postgres.url) as proxy:
+        engine = sa_railway.create_engine(
+            proxy.url, connect_patience=0, breaker_pause=0, pool_size=1, max_overflow=0
+        )
+        proxy.down()
+        for _ in range(3):
+            with pytest.raises(sqlalchemy.exc.OperationalError, match="refused"):
+                engine.connect()
+        proxy.restore()
+
+        assert scalar(engine) == 1
+        engine.dispose()

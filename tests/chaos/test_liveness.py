@@ -1,0 +1,275 @@
+"""Dead, frozen and healthy pooled connections at checkout, on real drivers."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+
+import pytest
+import sqlalchemy
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine as plain_async_engine
+
+import sa_railway
+from sa_railway import events
+from sa_railway.engine import liveness
+from sa_railway.testing import ChaosProxy
+
+SYNC = ["psycopg2", "psycopg"]
+ASYNC = ["asyncpg", "psycopg_async"]
+
+
+def age(engine, seconds=1.5):
+    """Make the idle connections of *engine* look as if they had been idle for *seconds* longer."""
+    connections = [engine.connect() for _ in range(engine.pool.checkedin())]
+    records = [connection.connection._connection_record for connection in connections]
+    for connection in connections:
+        connection.close()
+    for record in records:
+        record.info[liveness._IDLE_SINCE] -= seconds
+
+
+def fill(engine, size):
+    connections = [engine.connect() for _ in range(size)]
+    for connection in connections:
+        connection.execute(text("SELECT 1"))
+        connection.close()
+
+
+@pytest.fixture
+def seen():
+    found = []
+    unsubscribe = events.subscribe(found.append)
+    yield found
+    unsubscribe()
+
+
+def stale(seen):
+    return [event.how for event in seen if isinstance(event, events.StaleFound)]
+
+
+@pytest.mark.parametrize("driver", SYNC)
+def test_a_killed_pool_of_8_costs_neither_an_error_nor_a_round_trip(postgres, driver, seen):
+    url = postgres.url_for(driver)
+    with ChaosProxy(url) as proxy:
+        engine = sa_railway.create_engine(proxy.url, pool_size=8)
+        fill(engine, 8)
+        postgres.terminate_backends()
+        before = proxy.round_trips
+        wait_until_closed(engine)
+
+        with engine.connect() as connection:
+            looked = proxy.round_trips
+            assert connection.scalar(text("SELECT 1")) == 1
+
+        assert stale(seen) == ["socket"]
+        # Startup and what the driver sends of its own accord, then the query: no ping.
+        assert looked - before <= connect_cost(proxy, driver)
+        fill(engine, 8)
+        assert stale(seen) == ["socket"]
+        engine.dispose()
+
+
+def connect_cost(proxy, driver):
+    """The round trips of one bare connect of this driver."""
+    before = proxy.round_trips
+    engine = sqlalchemy.create_engine(proxy.url, poolclass=sqlalchemy.pool.NullPool)
+    engine.connect().close()
+    first = proxy.round_trips - before
+    before = proxy.round_trips
+    engine.connect().close()
+    assert proxy.round_trips - before <= first
+    return proxy.round_trips - before
+
+
+def wait_until_closed(engine):
+    """Wait for the servers' FINs; the proxy passes them on in its own time."""
+    pool = engine.pool
+    connections = [pool._pool.queue[i] for i in range(pool.checkedin())]
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        looks = {liveness.look(record.driver_connection) for record in connections}
+        if looks == {liveness.Look.CLOSED}:
+            return
+    raise AssertionError(f"the connections are still {looks}")
+
+
+def test_plain_sqlalchemy_hands_the_killed_connection_to_the_caller(postgres):
+    engine = sqlalchemy.create_engine(postgres.url)
+    fill(engine, 2)
+    postgres.terminate_backends()
+    wait_until_closed(engine)
+
+    with pytest.raises(sqlalchemy.exc.OperationalError), engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ASYNC)
+def test_a_killed_asyncio_pool_costs_no_error(postgres, driver, seen):
+    async def main():
+        engine = sa_railway.create_async_engine(postgres.url_for(driver), pool_size=8)
+        connections = [await engine.connect() for _ in range(8)]
+        for connection in connections:
+            await connection.execute(text("SELECT 1"))
+            await connection.close()
+        await asyncio.to_thread(postgres.terminate_backends)
+        for _ in range(100):  # the loop must read what the servers have sent
+            await asyncio.sleep(0.001)
+        for _ in range(9):
+            async with engine.connect() as connection:
+                assert await connection.scalar(text("SELECT 1")) == 1
+        await engine.dispose()
+
+    asyncio.run(main())
+    assert stale(seen) == ["socket"]
+
+
+@pytest.mark.parametrize("driver", SYNC)
+def test_a_frozen_peer_is_given_up_at_the_deadline_of_the_ping(postgres, driver, seen):
+    with ChaosProxy(postgres.url_for(driver)) as proxy:
+        engine = sa_railway.create_engine(proxy.url, ping_timeout=0.2)
+        fill(engine, 2)
+        age(engine)
+        proxy.freeze(new=False)
+
+        with engine.connect() as connection:
+            assert connection.scalar(text("SELECT 1")) == 1
+
+        assert stale(seen) == ["deadline"]
+        engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ASYNC)
+def test_a_frozen_peer_is_given_up_in_asyncio(postgres, driver, seen):
+    async def main():
+        with ChaosProxy(postgres.url_for(driver)) as proxy:
+            engine = sa_railway.create_async_engine(proxy.url, ping_timeout=0.2, trust_idle=0)
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+            proxy.freeze(new=False)
+
+            async with engine.connect() as connection:
+                assert await connection.scalar(text("SELECT 1")) == 1
+            await engine.dispose()
+
+    asyncio.run(main())
+    assert stale(seen) == ["deadline"]
+
+
+def test_plain_pre_ping_hangs_on_a_frozen_peer(postgres):
+    with ChaosProxy(postgres.url) as proxy:
+        engine = sqlalchemy.create_engine(
+            proxy.url,
+            pool_pre_ping=True,
+            connect_args={"keepalives_idle": 1, "tcp_user_timeout": 200},
+        )
+        fill(engine, 1)
+        proxy.freeze(new=False)
+        done = threading.Event()
+
+        def checkout():
+            with contextlib.suppress(sqlalchemy.exc.OperationalError):
+                engine.connect().close()
+            done.set()
+
+        thread = threading.Thread(target=checkout)
+        thread.start()
+        # ten times the deadline of the test above, and five times its tcp_user_timeout
+        assert not done.wait(2)
+        proxy.reset_peer(new=False)
+        thread.join(10)
+        engine.dispose()
+
+
+@pytest.mark.parametrize("driver", SYNC)
+def test_a_connection_idle_for_a_second_must_answer(postgres, driver, seen):
+    with ChaosProxy(postgres.url_for(driver)) as proxy:
+        engine = sa_railway.create_engine(proxy.url)
+        fill(engine, 1)
+        before = proxy.round_trips
+        engine.connect().close()
+        trusted = proxy.round_trips - before
+        age(engine)
+        before = proxy.round_trips
+        engine.connect().close()
+
+        assert trusted == 0
+        assert proxy.round_trips - before == 1
+        assert [type(e) for e in seen if isinstance(e, events.Pinged)] == [events.Pinged]
+        engine.dispose()
+
+
+@pytest.mark.parametrize("driver", SYNC)
+def test_a_waiting_notification_does_not_make_a_connection_dead(postgres, driver, seen):
+    engine = sa_railway.create_engine(postgres.url_for(driver))
+    with engine.connect() as connection:
+        connection.execute(text("LISTEN news"))
+        connection.commit()
+        backend = connection.scalar(text("SELECT pg_backend_pid()"))
+    with sqlalchemy.create_engine(postgres.url).begin() as other:
+        other.execute(text("NOTIFY news"))
+        other.engine.dispose()
+    (record,) = engine.pool._pool.queue
+    deadline = time.monotonic() + 10
+    while liveness.look(record.driver_connection) is not liveness.Look.READABLE:
+        assert time.monotonic() < deadline
+
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT pg_backend_pid()")) == backend
+    assert stale(seen) == []
+    engine.dispose()
+
+
+def test_pre_ping_off_means_no_check_at_all(postgres, seen):
+    engine = sa_railway.create_engine(postgres.url, pool_pre_ping=False)
+    fill(engine, 1)
+    postgres.terminate_backends()
+    wait_until_closed(engine)
+
+    with pytest.raises(sqlalchemy.exc.OperationalError), engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    assert stale(seen) == []
+    engine.dispose()
+
+
+def test_sqlalchemys_own_ping_is_off(postgres):
+    assert sa_railway.create_engine(postgres.url).pool._pre_ping is False
+
+
+def test_a_check_that_fails_is_logged_once_and_the_checkout_goes_on(postgres, caplog, monkeypatch):
+    def broken(connection):
+        raise RuntimeError("a bug")
+
+    engine = sa_railway.create_engine(postgres.url)
+    fill(engine, 1)
+    monkeypatch.setattr(liveness, "look", broken)
+
+    with caplog.at_level(logging.ERROR, logger="sa_railway"):
+        for _ in range(3):
+            with engine.connect() as connection:
+                assert connection.scalar(text("SELECT 1")) == 1
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "_Liveness.checkout failed and was passed over; its further failures are not logged"
+    ]
+    engine.dispose()
+
+
+def test_plain_asyncpg_raises_when_its_pool_was_killed(postgres):
+    async def main():
+        engine = plain_async_engine(postgres.url_for("asyncpg"))
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+        await asyncio.to_thread(postgres.terminate_backends)
+        for _ in range(100):
+            await asyncio.sleep(0.001)
+        try:
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+        finally:
+            await engine.dispose()
+
+    with pytest.raises(sqlalchemy.exc.DBAPIError):
+        asyncio.run(main())

@@ -1,0 +1,290 @@
+"""The plugin within SQLAlchemy's own ways to make an engine."""
+
+import asyncio
+
+import flask
+import flask_sqlalchemy
+import pytest
+import sqlalchemy
+from sqlalchemy import engine_from_config, event, text
+from sqlalchemy.ext.asyncio import async_engine_from_config
+from sqlalchemy.ext.asyncio import create_async_engine as sqlalchemy_async_engine
+from sqlalchemy.pool import NullPool, QueuePool, StaticPool
+
+import sa_railway
+from sa_railway.engine import fork, liveness
+
+
+def is_alive(engine):
+    with engine.connect() as connection:
+        return connection.scalar(text("SELECT 1")) == 1
+
+
+def carries_behaviours(engine):
+    """Whether this engine is protected and has SQLAlchemy's ping replaced."""
+    with engine.connect() as connection:
+        record = connection.connection._connection_record
+    return (
+        engine in fork.engines()
+        and not engine.pool._pre_ping
+        and isinstance(record.info.get(liveness._IDLE_SINCE), float)
+    )
+
+
+@pytest.fixture
+def dispose():
+    made = []
+    yield lambda engine: made.append(engine) or engine
+    for engine in made:
+        engine.dispose()
+
+
+def with_query(url, **query):
+    return url.update_query_dict(query)
+
+
+def test_named_in_the_arguments(postgres, dispose):
+    engine = dispose(sqlalchemy.create_engine(postgres.url, plugins=["railway"]))
+
+    assert carries_behaviours(engine)
+    assert engine.pool._recycle == 240
+
+
+def test_named_in_the_url_and_removed_from_it(postgres, dispose):
+    url = with_query(postgres.url, plugin="railway", railway_profile="serverless")
+    engine = dispose(sqlalchemy.create_engine(url))
+
+    assert carries_behaviours(engine)
+    assert dict(engine.url.query) == dict(postgres.url.query)
+
+
+def test_named_twice_it_attaches_once(postgres, dispose):
+    events = []
+    unsubscribe = sa_railway.events.subscribe(events.append)
+    url = with_query(postgres.url, plugin="railway")
+    engine = dispose(sqlalchemy.create_engine(url, plugins=["railway"], pool_size=3))
+
+    assert carries_behaviours(engine)
+    assert engine.pool.size() == 3
+    assert [type(e).__name__ for e in events] == ["Connected"]
+    unsubscribe()
+
+
+def test_a_postgres_scheme_gets_a_driver(postgres, dispose):
+    url = postgres.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    engine = dispose(
+        sqlalchemy.create_engine(url.replace("postgresql://", "postgres://"), plugins=["railway"])
+    )
+
+    assert engine.url.drivername == "postgresql+psycopg2"
+    assert is_alive(engine)
+
+
+def test_what_the_caller_passes_wins(postgres, dispose):
+    engine = dispose(
+        sqlalchemy.create_engine(
+            postgres.url,
+            plugins=["railway"],
+            pool_size=1,
+            pool_recycle=7,
+            connect_args={"application_name": "mine"},
+        )
+    )
+
+    with engine.connect() as connection:
+        assert connection.scalar(text("SHOW application_name")) == "mine"
+    assert engine.pool.size() == 1
+    assert engine.pool._recycle == 7
+
+
+def test_null_pool(postgres, dispose):
+    engine = dispose(
+        sqlalchemy.create_engine(postgres.url, plugins=["railway"], poolclass=NullPool)
+    )
+    also = dispose(sa_railway.create_engine(postgres.url, poolclass=NullPool))
+
+    assert is_alive(engine)
+    assert is_alive(also)
+    assert isinstance(also.pool, NullPool)
+
+
+def test_a_pool_of_the_callers_own(postgres, dispose):
+    import psycopg2
+
+    dsn = postgres.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    pool = QueuePool(lambda: psycopg2.connect(dsn), pool_size=2)
+    engine = dispose(sqlalchemy.create_engine(postgres.url, plugins=["railway"], pool=pool))
+
+    assert carries_behaviours(engine)
+    assert engine.pool is pool
+
+
+@pytest.mark.parametrize("takes_record", [False, True])
+def test_a_creator_of_the_callers_own(postgres, dispose, takes_record):
+    import psycopg2
+
+    dsn = postgres.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    outcomes = iter([psycopg2.OperationalError("connection refused: Connection refused"), None])
+
+    def create():
+        outcome = next(outcomes, None)
+        if outcome:
+            raise outcome
+        return psycopg2.connect(dsn)
+
+    creator = (lambda record: create()) if takes_record else create
+    engine = dispose(sa_railway.create_engine(postgres.url, creator=creator))
+
+    assert is_alive(engine)  # at the second attempt: the creator has patience, too
+
+
+def test_the_callers_connect_args_are_not_touched(postgres, dispose):
+    mine = {"application_name": "mine"}
+    dispose(sqlalchemy.create_engine(postgres.url, plugins=["railway"], connect_args=mine))
+    dispose(sa_railway.create_engine(postgres.url, connect_args=mine))
+
+    assert mine == {"application_name": "mine"}
+
+
+def test_an_engine_from_an_ini_file(postgres, dispose):
+    url = with_query(postgres.url, plugin="railway").render_as_string(hide_password=False)
+    engine = dispose(
+        engine_from_config(
+            {
+                "sqlalchemy.url": url,
+                "sqlalchemy.pool_size": "2",
+                "sqlalchemy.pool_recycle": "60",
+                "sqlalchemy.pool_pre_ping": "true",
+            }
+        )
+    )
+
+    assert carries_behaviours(engine)
+    assert (engine.pool.size(), engine.pool._recycle) == (2, 60)
+
+
+def test_pre_ping_switched_off_in_an_ini_file(postgres, dispose):
+    engine = dispose(
+        engine_from_config(
+            {"sqlalchemy.url": postgres.url, "sqlalchemy.pool_pre_ping": "false"},
+            plugins=["railway"],
+        )
+    )
+
+    with engine.connect() as connection:
+        record = connection.connection._connection_record
+    assert liveness._IDLE_SINCE not in record.info
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_asyncio_engines(postgres, driver):
+    async def scalar(engine):
+        async with engine.connect() as connection:
+            result = await connection.scalar(text("SELECT 1"))
+        await engine.dispose()
+        return result
+
+    url = postgres.url_for(driver)
+    makers = [
+        lambda: sa_railway.create_async_engine(url),
+        lambda: sqlalchemy_async_engine(url, plugins=["railway"]),
+        lambda: async_engine_from_config(
+            {"sqlalchemy.url": with_query(url, plugin="railway"), "sqlalchemy.pool_size": "2"}
+        ),
+        lambda: sqlalchemy_async_engine(url, plugins=["railway"], poolclass=NullPool),
+    ]
+    for make in makers:
+        engine = make()
+        assert engine.sync_engine in fork.engines()
+        assert asyncio.run(scalar(engine)) == 1
+
+
+def test_a_bare_url_gets_an_asyncio_driver(postgres):
+    url = postgres.url.set(drivername="postgresql")
+
+    assert sa_railway.create_async_engine(url).url.drivername == "postgresql+asyncpg"
+    assert sqlalchemy_async_engine(url, plugins=["railway"]).url.drivername == "postgresql+asyncpg"
+    assert sa_railway.create_async_engine("sqlite://").url.drivername == "sqlite+aiosqlite"
+
+
+def test_a_listener_that_sets_the_password_of_every_connect_is_heard(postgres, dispose):
+    engine = dispose(sa_railway.create_engine(postgres.url.set(username="nobody")))
+
+    @event.listens_for(engine, "do_connect")
+    def fetch_credentials(dialect, record, cargs, cparams):
+        cparams["user"] = postgres.url.username
+
+    assert is_alive(engine)
+
+
+def test_binds_that_share_one_dictionary_of_options(postgres, tmp_path):
+    app = flask.Flask(__name__, instance_path=str(tmp_path))
+    app.config["SQLALCHEMY_DATABASE_URI"] = postgres.url
+    app.config["SQLALCHEMY_BINDS"] = {
+        "memory": "sqlite://",
+        "file": f"sqlite:///{tmp_path / 'bind.db'}",
+        "second": postgres.url.render_as_string(hide_password=False),
+    }
+    db = flask_sqlalchemy.SQLAlchemy(engine_options=sa_railway.engine_options(postgres.url))
+    db.init_app(app)
+
+    with app.app_context():
+        engines = dict(db.engines)
+        assert {key: is_alive(engine) for key, engine in engines.items()} == {
+            None: True,
+            "memory": True,
+            "file": True,
+            "second": True,
+        }
+        assert isinstance(engines["memory"].pool, StaticPool)
+        assert engines["second"].pool._recycle == 240
+        for engine in engines.values():
+            engine.dispose()
+
+
+def test_flask_config_with_options_of_its_own(postgres, tmp_path):
+    app = flask.Flask(__name__, instance_path=str(tmp_path))
+    app.config["SQLALCHEMY_DATABASE_URI"] = sa_railway.database_url(postgres.url)
+    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = sa_railway.engine_options(postgres.url, pool_size=2)
+    db = flask_sqlalchemy.SQLAlchemy(app)
+
+    with app.app_context():
+        assert carries_behaviours(db.engine)
+        assert db.engine.pool.size() == 2
+        db.engine.dispose()
+
+
+def test_sqlite_has_foreign_keys_and_a_write_ahead_log(tmp_path, dispose):
+    engine = dispose(sa_railway.create_engine(f"sqlite:///{tmp_path / 'app.db'}"))
+
+    with engine.connect() as connection:
+        assert connection.scalar(text("PRAGMA foreign_keys")) == 1
+        assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
+
+
+def test_a_disposed_engine_keeps_its_behaviours(postgres, dispose):
+    engine = dispose(sa_railway.create_engine(postgres.url))
+    engine.dispose()
+
+    assert carries_behaviours(engine)
+
+
+def test_the_password_is_in_no_repr(postgres):
+    url = postgres.url.set(password="hunter2-marked")
+    engine = sa_railway.create_engine(url)
+    options = sa_railway.engine_options(url)
+
+    assert "hunter2-marked" not in repr(engine) + str(engine.url) + repr(options)
+
+
+def test_an_engine_that_is_gone_is_forgotten(postgres):
+    import gc
+
+    engine = sa_railway.create_engine(postgres.url, idle_release=60)
+    engine.connect().close()
+    engine.dispose()
+    identity = id(engine)
+    del engine
+    gc.collect()
+
+    assert identity not in map(id, fork.engines())

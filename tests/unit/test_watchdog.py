@@ -1,0 +1,123 @@
+"""Deadlines of blocking calls, on socket pairs."""
+
+import os
+import socket
+import threading
+
+import pytest
+
+from sa_railway.engine import watchdog
+from sa_railway.engine.watchdog import Deadline
+
+
+@pytest.fixture
+def pair():
+    ours, theirs = socket.socketpair()
+    # only so that a broken watchdog fails the test instead of blocking it
+    ours.settimeout(10)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_a_call_that_is_never_answered_returns(pair):
+    ours, _ = pair
+
+    with Deadline(ours.fileno(), 0.01) as deadline:
+        assert ours.recv(1) == b""
+
+    assert deadline.expired
+
+
+def test_a_call_that_is_answered_in_time_is_left_alone(pair):
+    ours, theirs = pair
+
+    with Deadline(ours.fileno(), 60) as deadline:
+        theirs.send(b"x")
+        assert ours.recv(1) == b"x"
+
+    assert not deadline.expired
+    theirs.send(b"y")
+    assert ours.recv(1) == b"y"
+
+
+def test_the_earlier_deadline_comes_first_whenever_it_was_set(pair):
+    ours, _ = pair
+    other, peer = socket.socketpair()
+    with other, peer, Deadline(other.fileno(), 60) as late:
+        with Deadline(ours.fileno(), 0.01) as early:
+            ours.recv(1)
+
+        assert early.expired
+        assert not late.expired
+
+
+def test_a_descriptor_that_changed_hands_is_not_touched(pair):
+    """The driver closes its socket just before the deadline, and somebody else gets the number."""
+    ours, _ = pair
+    duplicate = os.dup(ours.fileno())
+    innocent, peer = socket.socketpair()
+    peer.settimeout(10)
+    with innocent, peer, Deadline(duplicate, 0.01) as deadline:
+        os.dup2(innocent.fileno(), duplicate)
+        ours.recv(1)  # the original socket is what ends
+
+        assert deadline.expired
+        innocent.send(b"alive")
+        assert peer.recv(5) == b"alive"
+    os.close(duplicate)
+
+
+def test_no_descriptor_is_left_behind(pair):
+    ours, _ = pair
+    before = len(os.listdir("/dev/fd"))
+
+    for seconds in (0.001, 60):
+        with Deadline(ours.fileno(), seconds) as deadline:
+            if seconds < 1:
+                ours.recv(1)
+                assert deadline.expired
+
+    assert len(os.listdir("/dev/fd")) == before
+
+
+def test_many_threads_share_one_watchdog():
+    def wait(results):
+        ours, theirs = socket.socketpair()
+        ours.settimeout(10)
+        with ours, theirs, Deadline(ours.fileno(), 0.01) as deadline:
+            ours.recv(1)
+            results.append(deadline.expired)
+
+    results = []
+    threads = [threading.Thread(target=wait, args=(results,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+
+    assert results == [True] * 8
+    names = [t.name for t in threading.enumerate()]
+    assert names.count("sa_railway-watchdog") == 1
+
+
+def test_a_forked_child_drops_the_sockets_of_pending_deadlines_and_has_a_watchdog_of_its_own(pair):
+    ours, theirs = pair
+    with Deadline(ours.fileno(), 60):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                inherited = watchdog._watchdog._heap
+                mine, _peer = socket.socketpair()
+                mine.settimeout(10)
+                with Deadline(mine.fileno(), 0.01) as deadline:
+                    mine.recv(1)
+                ours.close()
+                # the parent's socket has no holder here any more, and was not shut down
+                status = 0 if deadline.expired and not inherited else 1
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+        theirs.send(b"x")
+        assert ours.recv(1) == b"x"
