@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -56,7 +55,11 @@ class Profile:
         keepalives_count: unanswered probes until the connection is dead.
         tcp_user_timeout: limit for data that the peer's kernel does not acknowledge. Keepalives
             do not cover a query in flight; this does (Linux only).
-        application_name: shown in ``pg_stat_activity``; None derives it from the service.
+        application_name: shown in ``pg_stat_activity``; None derives it from the service, and
+            the empty text sends none. PostgreSQL keeps the first 63 bytes.
+        transaction_pooler: whether a pooler in transaction mode, such as PgBouncer, is in between.
+            It may run every transaction on another backend, where a prepared statement is unknown
+            or, worse, another one under the same name; so none is kept.
         fault_kinds: overrules what an error means: SQLSTATE to the name of a fault kind.
     """
 
@@ -81,6 +84,7 @@ class Profile:
     keepalives_count: int = _knob(5, at_least=1)
     tcp_user_timeout: float = _knob(15.0, at_least=0)
     application_name: str | None = None
+    transaction_pooler: bool = False
     fault_kinds: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -148,7 +152,8 @@ def load_profile(
 
     ``SA_RAILWAY_PROFILE`` replaces the name of a named profile, and ``SA_RAILWAY_<FIELD>``
     a field of it. A ``Profile`` that was built by hand is taken as it is, but for its fields
-    that the environment names.
+    that the environment names. An ``application_name`` of None becomes ``PGAPPNAME``, or the
+    names of the Railway service and replica, if there are any.
 
     Raises:
         ConfigurationError: an unknown profile or field, or a value that is not allowed.
@@ -162,7 +167,10 @@ def load_profile(
                 f"{name} is not a field of a profile{suggest(name, known)}; "
                 f"allowed: {', '.join(known)}"
             )
-    return replace(profile, **{**_from_environment(environ), **overrides})
+    resolved = replace(profile, **{**_from_environment(environ), **overrides})
+    if resolved.application_name is None:
+        resolved = replace(resolved, application_name=_application_name(environ))
+    return resolved
 
 
 def _named(name: str) -> Profile:
@@ -174,8 +182,16 @@ def _named(name: str) -> Profile:
         ) from None
 
 
+def _application_name(environ: Mapping[str, str]) -> str | None:
+    """Name this process for ``pg_stat_activity``, as libpq would or by its place on Railway."""
+    place = (environ.get("RAILWAY_SERVICE_NAME"), environ.get("RAILWAY_REPLICA_ID"))
+    return environ.get("PGAPPNAME") or "-".join(filter(None, place)) or None
+
+
 def suggest(name: str, candidates: Mapping[str, object] | list[str]) -> str:
     """Return `` (did you mean ...?)`` for the closest candidate, or nothing."""
+    import difflib  # needed by mistakes only
+
     close = difflib.get_close_matches(name, list(candidates), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -192,14 +208,21 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable in _OTHER_VARIABLES:
             continue
         if variable not in known:
-            raise ConfigurationError(
-                f"{variable} is set, but there is no such setting{suggest(variable, list(known))}; "
-                f"allowed: {', '.join(sorted([*known, *_OTHER_VARIABLES]))}"
-            )
+            raise ConfigurationError(_unknown_variable(variable, [*known, *_OTHER_VARIABLES]))
         if text.strip():
             knob = known[variable]
             found[knob.name] = _parse(variable, str(knob.type), text.strip())
     return found
+
+
+def _unknown_variable(variable: str, known: list[str]) -> str:
+    # compared without the prefix, in which all are alike
+    guess = suggest(
+        variable.removeprefix(ENVIRONMENT_PREFIX),
+        [name.removeprefix(ENVIRONMENT_PREFIX) for name in known],
+    )
+    allowed = ", ".join(sorted(known))
+    return f"{variable} is set, but there is no such setting{guess}; allowed: {allowed}"
 
 
 _WORDS = {"true": True, "1": True, "yes": True, "on": True}

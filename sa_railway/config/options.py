@@ -1,0 +1,277 @@
+"""The arguments of create_engine() that a backend, a driver, a pool class and a profile ask for."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, cast
+
+from sqlalchemy import URL
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.pool import QueuePool
+
+from sa_railway.config.drivers import LIBPQ_DRIVERS, choose_driver, last, libpq_parameters
+from sa_railway.config.profile import Profile, load_profile, suggest
+from sa_railway.config.url import find_url
+from sa_railway.exc import ConfigurationError
+
+__all__ = ["complete_arguments", "engine_options", "sqlite_pragmas"]
+
+# What SQLAlchemy documents of create_engine() and create_async_engine(), but for the arguments
+# that are fields of a profile or belong to the dialect.
+_ENGINE_ARGUMENTS = frozenset(
+    {"async_creator", "connect_args", "creator", "echo", "echo_pool", "enable_from_linting"}
+    | {"execution_options", "future", "hide_parameters", "logging_name", "module", "plugins"}
+    | {"pool", "poolclass", "pool_logging_name", "pool_reset_on_return", "pool_use_lifo"}
+    | {"query_cache_size"}
+)
+
+_MYSQL_TIMEOUTS = dict.fromkeys(
+    ("mysqldb", "pymysql", "asyncmy", "aiomysql", "mariadbconnector"), "connect_timeout"
+) | {"mysqlconnector": "connection_timeout"}
+
+_NAME_BYTES = 63  # what PostgreSQL keeps of a name
+_SQLITE_BUSY = 10.0  # seconds to wait for another writer; twice what sqlite3 does by itself
+
+
+def engine_options(
+    url: str | URL | None = None,
+    *,
+    profile: str | Profile = "web",
+    environ: Mapping[str, str] = os.environ,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """Return the arguments of ``create_engine()`` for a database.
+
+    They suit ``sqlalchemy.create_engine(url, **options)`` as well as Flask-SQLAlchemy's
+    ``SQLALCHEMY_ENGINE_OPTIONS``, also where engines of several databases share them: the plugin
+    replaces what does not fit the database that it finds.
+
+    Args:
+        url: the database; None looks for it in the environment as ``database_url()`` does.
+        profile: a named profile or one of your own.
+        environ: the variables to read, ``SA_RAILWAY_*`` among them.
+        **overrides: fields of the profile, and arguments of ``create_engine()`` or of the
+            dialect. ``pool_pre_ping`` is the field ``pre_ping``. Fields of the profile that the
+            driver or the pool class has no use for have no effect.
+
+    Returns:
+        A new dict at every call, with new dicts in it.
+
+    Raises:
+        ConfigurationError: the URL, the profile or an override cannot be used.
+    """
+    target = choose_driver(find_url(url, environ=environ))
+    knobs, given = _split(overrides, target)
+    resolved = load_profile(profile, knobs, environ)
+    pool = _pool_arguments(target, resolved, given, is_async=False)
+    given |= {name: value for name, value in pool.items() if name in knobs}
+    return {
+        **complete_arguments(target, resolved, given, generated={}, is_async=False),
+        "plugins": _with_plugin(given.get("plugins", ())),
+        "railway_profile": resolved,
+        "railway_generated": complete_arguments(target, resolved, {}, generated={}, is_async=False),
+    }
+
+
+def complete_arguments(
+    url: URL,
+    profile: Profile,
+    given: Mapping[str, Any],
+    *,
+    generated: Mapping[str, Any],
+    is_async: bool,
+) -> dict[str, Any]:
+    """Return *given* with the defaults that this engine lacks and without those of another.
+
+    What the caller passed wins, in the URL, in *given* and within its ``connect_args``; a text,
+    as ``engine_from_config()`` reads from a file, stays a text.
+
+    Args:
+        url: the database, normalised or not. Only one that is not can hold a
+            ``connect_timeout`` for asyncpg.
+        profile: where the defaults come from.
+        given: keyword arguments of ``create_engine()``; they are not changed.
+        generated: those that ``engine_options()`` generated, perhaps for another database.
+            What equals them in *given* is taken for a default.
+        is_async: whether the engine is one for asyncio.
+    """
+    target = choose_driver(find_url(url), asyncio=is_async)
+    arguments = _without_generated(given, generated)
+    connect_args = arguments.pop("connect_args", {})
+    if target.get_backend_name() != "sqlite":
+        # Flask-SQLAlchemy puts this into the dict that an in-memory bind shares with the others
+        connect_args.pop("check_same_thread", None)
+        arguments = _pool_arguments(target, profile, arguments, is_async=is_async) | arguments
+    if not any(arguments.get(name) for name in ("pool", "creator", "async_creator")):
+        connect_args = _merge(_connect_defaults(target, profile), connect_args)
+    return {**arguments, "connect_args": connect_args} if connect_args else arguments
+
+
+def sqlite_pragmas(url: URL) -> tuple[str, ...]:
+    """Return the statements that every new connection of an SQLite database is to run.
+
+    Foreign keys are checked, as PostgreSQL does; with a write-ahead log readers and a writer do not
+    block each other. The log is a file, so a database in memory or read-only has none. How long a
+    writer waits for another is an argument and no statement: see ``complete_arguments()``.
+    """
+    if url.get_backend_name() != "sqlite":
+        return ()
+    pragmas = ("PRAGMA foreign_keys = ON",)
+    is_read_only = url.query.get("mode") == "ro" or "immutable" in url.query
+    if is_read_only or _is_memory(url):
+        return pragmas
+    return (*pragmas, "PRAGMA journal_mode = WAL")
+
+
+def _split(overrides: Mapping[str, Any], url: URL) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part *overrides* into fields of the profile and arguments of ``create_engine()``."""
+    known = {knob.name for knob in fields(Profile)}
+    others = _ENGINE_ARGUMENTS | _dialect_arguments(url)
+    knobs, arguments = {}, {}
+    for name, value in overrides.items():
+        knob = "pre_ping" if name == "pool_pre_ping" else name
+        if knob in known:
+            knobs[knob] = value
+        elif name in others:
+            arguments[name] = _fresh(value)
+        else:
+            raise ConfigurationError(
+                f"{name} is not an option{suggest(name, sorted(known | others))}; allowed: the "
+                "fields of a profile, the arguments of create_engine(), and those of the dialect "
+                f"{url.drivername}"
+            )
+    return knobs, arguments
+
+
+def _dialect_arguments(url: URL) -> set[str]:
+    """Return the names that the dialect of *url* and its bases take."""
+    return {
+        parameter.name
+        for cls in url.get_dialect().__mro__
+        for parameter in inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    } - {"self", "dbapi"}
+
+
+def _fresh(value: Any) -> Any:
+    """Copy dicts within dicts, and nothing else: an SSL context, for one, cannot be copied."""
+    return {k: _fresh(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _with_plugin(plugins: Any) -> list[str]:
+    names = [plugins] if isinstance(plugins, str) else list(plugins)
+    return names if "railway" in names else [*names, "railway"]
+
+
+def _without_generated(given: Mapping[str, Any], generated: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy *given* but for what equals *generated*, also within ``connect_args``."""
+    kept = {k: v for k, v in given.items() if k not in generated or v != generated[k]}
+    connect_args = given.get("connect_args") or {}
+    defaults = generated.get("connect_args", {})
+    kept["connect_args"] = {
+        k: v for k, v in connect_args.items() if k not in defaults or v != defaults[k]
+    }
+    return kept
+
+
+def _pool_arguments(
+    url: URL, profile: Profile, given: Mapping[str, Any], *, is_async: bool
+) -> dict[str, Any]:
+    """Return what *profile* says to the pool, as far as its class can hear it."""
+    if given.get("pool") is not None or _is_memory(url):
+        return {}
+    arguments = {"pool_pre_ping": profile.pre_ping, "pool_recycle": profile.pool_recycle}
+    dialect = cast("type[DefaultDialect]", url.get_dialect(is_async))
+    pool_class = given.get("poolclass") or dialect.get_pool_class(url)
+    if not (isinstance(pool_class, type) and issubclass(pool_class, QueuePool)):
+        return arguments
+    return arguments | {
+        "pool_size": profile.pool_size,
+        "max_overflow": profile.max_overflow,
+        "pool_timeout": profile.pool_timeout,
+        "pool_use_lifo": True,  # what only a burst needed is left alone, and so grows old
+    }
+
+
+def _connect_defaults(url: URL, profile: Profile) -> dict[str, Any]:
+    """Return the arguments of the driver of *url*, but for those that the URL holds."""
+    driver = url.get_driver_name()
+    defaults: dict[str, Any] = {}
+    if driver == "asyncpg":
+        return _asyncpg_defaults(url, profile)
+    if driver in LIBPQ_DRIVERS:
+        defaults = _libpq_defaults(driver, profile)
+    elif driver in _MYSQL_TIMEOUTS:
+        defaults = {_MYSQL_TIMEOUTS[driver]: math.ceil(profile.connect_timeout)}
+    elif url.get_backend_name() == "sqlite" and not _is_memory(url):
+        defaults = {"timeout": _SQLITE_BUSY}
+    in_url = libpq_parameters(url)
+    return {name: value for name, value in defaults.items() if name not in in_url}
+
+
+def _libpq_defaults(driver: str, profile: Profile) -> dict[str, Any]:
+    defaults: dict[str, Any] = {
+        "connect_timeout": math.ceil(profile.connect_timeout),
+        "keepalives": int(profile.keepalives),
+    }
+    if profile.keepalives:
+        defaults |= {
+            "keepalives_idle": profile.keepalives_idle,
+            "keepalives_interval": profile.keepalives_interval,
+            "keepalives_count": profile.keepalives_count,
+        }
+    if profile.tcp_user_timeout and hasattr(socket, "TCP_USER_TIMEOUT"):
+        defaults["tcp_user_timeout"] = math.ceil(profile.tcp_user_timeout * 1000)
+    if profile.application_name:
+        defaults["application_name"] = _truncate(profile.application_name)
+    if profile.transaction_pooler and driver in ("psycopg", "psycopg_async"):
+        defaults["prepare_threshold"] = None
+    return defaults
+
+
+def _asyncpg_defaults(url: URL, profile: Profile) -> dict[str, Any]:
+    in_url = libpq_parameters(url)
+    defaults: dict[str, Any] = {"timeout": _asyncpg_timeout(url) or profile.connect_timeout}
+    if profile.application_name and "application_name" not in in_url:
+        name = _truncate(profile.application_name)
+        defaults["server_settings"] = {"application_name": name}
+    if profile.transaction_pooler:
+        # SQLAlchemy prepares every statement; str() returns "", the name of the unnamed one, which
+        # asyncpg parses anew at each use. asyncpg before 0.31 gives them names without that.
+        defaults |= {"statement_cache_size": 0, "prepared_statement_name_func": str}
+    return defaults
+
+
+def _asyncpg_timeout(url: URL) -> float | None:
+    """Return the limit for connecting that *url* holds: a text, where asyncpg wants a number."""
+    text = last(url.query.get("connect_timeout") or url.query.get("timeout") or "0")
+    try:
+        return max(float(text), 0.0) or None
+    except ValueError:
+        raise ConfigurationError(
+            f"connect_timeout in the URL is {text!r}; allowed: a number of seconds"
+        ) from None
+
+
+def _merge(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *given* over *defaults*, also within ``server_settings``."""
+    merged = {**defaults, **given}
+    if "server_settings" in defaults and given.get("server_settings"):
+        merged["server_settings"] = {**defaults["server_settings"], **given["server_settings"]}
+    return merged
+
+
+def _truncate(name: str) -> str:
+    return name.encode()[:_NAME_BYTES].decode(errors="ignore")
+
+
+def _is_memory(url: URL) -> bool:
+    """Return whether *url* is an SQLite database that lives and dies with its connection."""
+    return url.get_backend_name() == "sqlite" and (
+        url.database in (None, "", ":memory:", "file::memory:") or url.query.get("mode") == "memory"
+    )

@@ -1,0 +1,335 @@
+"""What an error of the database means: ``classify(error)`` gives a ``Fault``.
+
+The tables say how an error is recognised, ``sa_railway._conditions`` what it then means. The text
+of a message counts only where the driver passes on no SQLSTATE: psycopg2 and psycopg give none at
+connect, psycopg2 none for a killed connection. No driver is imported; an exception is known by its
+attributes and the name of its class. The module changes when a driver, a pooler or libpq says
+something in a new way.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from sa_railway._conditions import ADVICE, CONDITIONS, TRANSIENT, Condition, FaultKind
+from sa_railway.exc import ConfigurationError
+
+__all__ = ["Fault", "FaultKind", "check_kinds", "classify"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What an error means.
+
+    Attributes:
+        kind: what went wrong. ``connect-transient`` and ``connect-permanent`` say that the work
+            did not reach the server; after a ``disconnect`` nobody can be sure of that, and if the
+            statement was a COMMIT, its outcome is unknown.
+        sqlstate: the server's SQLSTATE, or None if there is none. Where the driver drops it, it is
+            read from the server's English message.
+        transient: whether the same work may succeed if it is run again after a pause. Whether
+            that is safe is for the caller to know.
+        advice: one sentence on what to do. It holds nothing that was in the error.
+    """
+
+    kind: FaultKind
+    sqlstate: str | None
+    transient: bool
+    advice: str
+
+
+# What the classes of SQLAlchemy, of this package and of asyncpg's own errors say by themselves.
+_CLASSES = {
+    "sa_railway.exc.DatabaseUnavailableError": "unavailable",
+    "sqlalchemy.exc.TimeoutError": "pool-exhausted",
+    "sqlalchemy.exc.DisconnectionError": "lost",
+    "sqlalchemy.exc.InvalidatePoolError": "lost",
+    # after a lost connection as well, but far more often a call too late in the program
+    "sqlalchemy.exc.ResourceClosedError": "permanent",
+    "asyncpg.exceptions._base.ClientConfigurationError": "bad-url",
+    "asyncpg.exceptions._base.TargetServerAttributeNotMatched": "unreachable",
+}
+
+# What asyncpg lets through as it is. The exact class counts: its subclasses belong to others,
+# such as the HTTP libraries.
+_BUILTINS = {
+    "builtins.ConnectionRefusedError": "refused",
+    "socket.gaierror": "name-not-found",
+    "builtins.TimeoutError": "timeout",
+    "builtins.ConnectionError": "lost",
+    "builtins.ConnectionResetError": "lost",
+    "builtins.ConnectionAbortedError": "lost",
+    "builtins.BrokenPipeError": "lost",
+    "ssl.SSLCertVerificationError": "certificate",
+    "ssl.SSLError": "lost",
+    "ssl.SSLEOFError": "lost",
+    "ssl.SSLZeroReturnError": "lost",
+    "ssl.SSLSyscallError": "lost",
+}
+_UNREACHABLE = frozenset(
+    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL}
+)
+
+# Whose messages are looked up in _TEXTS. The message of a DBAPIError is not: it holds the SQL.
+_DRIVERS = frozenset({"psycopg2", "psycopg", "asyncpg"})
+_SPEAKERS = frozenset(
+    {
+        "sqlalchemy.exc.InvalidRequestError",
+        "sqlalchemy.exc.PendingRollbackError",
+        "builtins.ConnectionError",
+    }
+)
+
+# Codes that say nothing by themselves: PgBouncer and Supavisor send them whatever the matter is.
+_VAGUE = frozenset({"08P01", "XX000"})
+
+# Part of a message in lower case, and its condition; the first that is found counts, anywhere in a
+# message that has a line for every address or attempt. Hence the order: a server that will be ready
+# soon is worth waiting for, whatever another address says (over TLS "starting up", then without TLS
+# "no pg_hba.conf entry"); else a refusal for good ends it, although another address did not answer
+# (::1 refused, then 127.0.0.1 "password authentication failed"); the network comes last. What else
+# fails at connect is waited for: an unknown text costs one patience if it was permanent, an outage
+# if it was not and everybody gave up at once.
+_TEXTS: tuple[tuple[str, str], ...] = (
+    # a server that will be ready soon
+    ("the database system is", "57P03"),  # starting up, shutting down, in recovery mode, ...
+    ("too many clients already", "53300"),
+    ("remaining connection slots", "53300"),
+    ("too many connections for", "53300"),  # role, database
+    ("no more connections allowed", "pooler-full"),
+    ("client connections exceeded", "pooler-full"),
+    ("max client", "pooler-full"),  # Supavisor
+    # a refusal for good
+    ("password authentication failed", "28P01"),
+    ("no pg_hba.conf entry", "28000"),
+    ("pg_hba.conf rejects", "28000"),
+    ('role "" does not exist', "28000"),
+    ("not permitted to log in", "28000"),
+    ('database "" does not exist', "3D000"),
+    ("no such database", "3D000"),
+    ("authentication failed", "not-admitted"),
+    ("no password supplied", "not-admitted"),
+    ("no such user", "not-admitted"),
+    ("login rejected", "not-admitted"),
+    ("tenant or user not found", "not-admitted"),
+    ("permission denied for database", "not-admitted"),
+    ("not currently accepting connections", "not-admitted"),
+    ("unsupported startup parameter", "startup-parameter"),
+    ("unrecognized configuration parameter", "startup-parameter"),
+    ("invalid value for parameter", "startup-parameter"),
+    ("cannot be changed now", "startup-parameter"),
+    ("certificate", "certificate"),
+    ("server does not support ssl", "tls"),
+    ("rejected ssl upgrade", "tls"),
+    ("ssl required", "tls"),
+    ("ssl connection is required", "tls"),
+    ("invalid port number", "bad-url"),
+    ("invalid integer value", "bad-url"),
+    ("invalid dsn", "bad-url"),
+    ("invalid connection option", "bad-url"),
+    ("in connection info string", "bad-url"),
+    ("sslmode", "bad-url"),
+    ("expected authentication request", "bad-url"),
+    ("invalid response to ssl negotiation", "bad-url"),
+    # a pooler without a server
+    ("server login", "pooler-waits"),
+    ("cannot connect to server", "pooler-waits"),
+    ("query_wait_timeout", "pooler-waits"),
+    ("client_login_timeout", "pooler-waits"),
+    # the network, and whatever else may happen at connect
+    ("could not translate host name", "name-not-found"),
+    ("failed to resolve host", "name-not-found"),
+    ("connection refused", "refused"),
+    ("timeout expired", "no-answer"),
+    ("failed: connection timed out", "no-answer"),
+    ("connection to server", "unreachable"),
+    ("could not connect to server", "unreachable"),  # libpq before 14
+    ("connection failed:", "unreachable"),
+    ("connection is bad:", "unreachable"),
+    ("fatal:  ", "unreachable"),  # with a SQLSTATE, had it been a statement
+    # a connection that is lost
+    ("no message from the libpq", "out-of-step"),
+    ("lost synchronization", "out-of-step"),
+    ("from command ", "out-of-step"),  # received 0 results, unexpected result
+    ("unexpected response from server", "out-of-step"),
+    ("unknown protocol state", "out-of-step"),  # asyncpg, as the two that follow
+    ("cannot switch to", "out-of-step"),
+    ("cannot process message", "out-of-step"),
+    ("closed the connection", "lost"),
+    ("connection is closed", "lost"),
+    ("connection is lost", "lost"),
+    ("connection was closed", "lost"),
+    ("connection already closed", "lost"),
+    ("connection has been closed", "lost"),
+    ("connection socket closed", "lost"),
+    ("connection not open", "lost"),
+    ("no connection to the server", "lost"),
+    ("could not receive data", "lost"),
+    ("could not send data", "lost"),
+    ("consuming input failed", "lost"),
+    ("flushing failed", "lost"),
+    ("terminating connection", "lost"),
+    ("ssl syscall error", "lost"),
+    ("ssl error", "lost"),
+    ("can't reconnect until invalid", "lost"),
+    # PendingRollbackError, for any other reason
+    ("previous exception during flush", "rollback-first"),
+)
+_QUOTED = re.compile(r""""[^"]*"|'[^'\n]*'""")
+_CODE = re.compile(r"[0-9A-Z]{2}(?:[0-9A-Z]{3})?")
+
+
+def classify(error: BaseException, *, kinds: Mapping[str, str] | None = None) -> Fault:
+    """Say what *error* means, and what to do about it.
+
+    It takes what the drivers, SQLAlchemy and this package raise, and the errors of the network
+    that asyncpg raises as they are; these may also come from elsewhere, so ask only about errors
+    of database work. It follows ``orig`` and ``__cause__``. It does not follow ``__context__``:
+    an error raised while another one was handled has a meaning of its own.
+
+    Whatever fails at connect with an unknown text counts as transient, because waiting in vain
+    ends with the patience, and giving up in vain is an outage. Anything else that is unknown, and
+    every exception that is not an ``Exception``, is permanent.
+
+    Any thread may call it, and a forked child.
+
+    Args:
+        error: any exception.
+        kinds: overrules the tables: a SQLSTATE or its class (the first two characters), and the
+            name of a kind. ``{"25P01": "disconnect"}`` discards a connection that is not in the
+            transaction it should be in.
+
+    Raises:
+        ConfigurationError: *kinds* cannot be used. Nothing else is ever raised, whatever *error*
+            is.
+    """
+    overruled = check_kinds(kinds or {})
+    try:
+        key, sqlstate = _identify(list(_chain(error)))
+    except Exception:  # noqa: BLE001 - an exception may have attributes that raise
+        key, sqlstate = "permanent", None
+    condition = (
+        _look_up(overruled, sqlstate) or _look_up(CONDITIONS, key) or Condition(FaultKind.PERMANENT)
+    )
+    return Fault(
+        condition.kind,
+        sqlstate,
+        condition.kind in TRANSIENT if condition.transient is None else condition.transient,
+        condition.advice or ADVICE[condition.kind],
+    )
+
+
+def check_kinds(kinds: Mapping[str, str]) -> dict[str, Condition]:
+    """Read the *kinds* of ``classify()``; call it early, so that a mistake shows at the start.
+
+    Raises:
+        ConfigurationError: a key is no SQLSTATE and no class of them, or a value is no kind.
+    """
+    for code, kind in kinds.items():
+        if not isinstance(code, str) or not _CODE.fullmatch(code):
+            raise ConfigurationError(
+                f"fault_kinds has the key {code!r}; "
+                "allowed: a SQLSTATE such as '40P01', or its first two characters"
+            )
+        if kind not in list(FaultKind):
+            raise ConfigurationError(
+                f"fault_kinds[{code!r}] is {kind!r}; allowed: {', '.join(FaultKind)}"
+            )
+    return {code: Condition(FaultKind(kind)) for code, kind in kinds.items()}
+
+
+def _look_up(conditions: Mapping[str, Condition], key: str | None) -> Condition | None:
+    """Find *key*, or else its class."""
+    if key is None:
+        return None
+    return conditions.get(key) or conditions.get(key[:2])
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield *error* and what it wraps, outermost first, each once."""
+    seen: set[int] = set()
+    # SystemExit and the like end the work, whatever they were raised from
+    while isinstance(error, Exception) and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        orig = getattr(error, "orig", None)
+        error = orig if isinstance(orig, BaseException) else error.__cause__
+
+
+def _identify(chain: list[BaseException]) -> tuple[str, str | None]:
+    """Return the key of the condition, and the SQLSTATE if there is one."""
+    for error in chain:
+        if key := _CLASSES.get(_class_name(error)):
+            return key, None
+    if sqlstate := _sqlstate(chain):
+        return (_by_text(chain) if sqlstate in _VAGUE else None) or sqlstate, sqlstate
+    if any(_says_lost(error) for error in chain):
+        return "lost", None
+    key = _by_text(chain) or "permanent"
+    return key, key if _CODE.fullmatch(key) else None
+
+
+def _sqlstate(chain: list[BaseException]) -> str | None:
+    """Return the first SQLSTATE, but asyncpg's own 08003 only if the server has not said why."""
+    codes = [code for error in chain if (code := _code(error))]
+    return next((code for code in codes if not code.startswith("08")), codes[0] if codes else None)
+
+
+def _code(error: BaseException) -> str | None:
+    """Return the SQLSTATE as psycopg and asyncpg, or psycopg2, or the server's report give it."""
+    for holder, name in (
+        (error, "sqlstate"),
+        (error, "pgcode"),
+        (getattr(error, "diag", None), "sqlstate"),
+    ):
+        code = getattr(holder, name, None)
+        if isinstance(code, str) and len(code) == 5:
+            return code
+    return None
+
+
+def _says_lost(error: BaseException) -> bool:
+    """Return whether SQLAlchemy, or the connection that psycopg2 names, is sure of the loss."""
+    connection = getattr(getattr(error, "cursor", None), "connection", None)
+    return getattr(error, "connection_invalidated", False) is True or bool(
+        getattr(connection, "closed", 0)
+    )
+
+
+def _by_text(chain: list[BaseException]) -> str | None:
+    """Return the condition that a message tells, or the class of a builtin exception."""
+    for error in chain:
+        name = _class_name(error)
+        text = _message(error, name)
+        key = next((key for part, key in _TEXTS if part in text), None) or _BUILTINS.get(name)
+        if key is not None:
+            return key
+        if name == "builtins.OSError" and _is_unreachable(error):
+            return "unreachable"
+    return None
+
+
+def _message(error: BaseException, name: str) -> str:
+    """Return what *error* says, if it speaks of a connection, without what it quotes."""
+    if name.partition(".")[0] in _DRIVERS:
+        text = str(error)
+    elif name in _SPEAKERS:
+        text = str(error).partition("\n")[0]  # SQL and its parameters follow in further lines
+    else:
+        return ""
+    # names of hosts, users and databases are anybody's choice
+    return _QUOTED.sub('""', text).lower()
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Return whether a plain OSError is that of a connect; asyncio joins those of all addresses."""
+    return getattr(error, "errno", None) in _UNREACHABLE or str(error).startswith(
+        "Multiple exceptions: "
+    )
+
+
+def _class_name(error: BaseException) -> str:
+    return f"{type(error).__module__}.{type(error).__qualname__}"
