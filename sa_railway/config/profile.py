@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from sa_railway.exc import ConfigurationError
+from sa_railway.faults import check_kinds
 
 __all__ = ["ENVIRONMENT_PREFIX", "PROFILES", "Profile", "load_profile"]
 
@@ -98,6 +99,7 @@ class Profile:
             raise ConfigurationError(
                 f"recycle_jitter is {self.recycle_jitter!r}; allowed: 0 or more and less than 1"
             )
+        check_kinds(self.fault_kinds)
 
 
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {

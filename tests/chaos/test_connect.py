@@ -89,7 +89,7 @@ def test_asyncio_waits_without_blocking_the_loop(postgres, driver, failures):
 
 
 @pytest.fixture(scope="module")
-def guarded_postgres():
+def guarded_postgres(postgres_binaries):
     with TemporaryPostgres(password="right-marked") as server:
         yield server
 

@@ -11,7 +11,7 @@ from sa_railway.testing import TemporaryPostgres
 
 
 @pytest.fixture(scope="module")
-def standby():
+def standby(postgres_binaries):
     """A server that has become a standby, as an old primary does after a failover."""
     with TemporaryPostgres() as server:
         engine = sqlalchemy.create_engine(server.url)

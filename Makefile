@@ -1,0 +1,51 @@
+# What a contributor runs. The first use makes the virtual environment .venv, and so does the
+# first one after a change of pyproject.toml. `make test PYTHON=python3.12` chooses the Python.
+
+PYTHON := python3 python3.13 python3.12 python3.11 python
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help test demo lint bench test-sa20 clean
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+test: .venv/.installed  ## run all tests: unit, integration, chaos, e2e
+	$(BIN)/pytest
+
+demo: .venv/.installed  ## show an application with and without the package while its server fails
+	$(BIN)/python examples/demo.py
+
+lint: .venv/.installed  ## check style, types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.installed  ## run all measurements
+	@for script in benchmarks/*.py; do echo "==> $$script"; $(BIN)/python $$script || exit; done
+
+test-sa20: .venv-sa20/.installed  ## run the tests, but for e2e, on SQLAlchemy 2.0
+	.venv-sa20/bin/pytest tests/unit tests/integration tests/chaos
+
+clean:  ## remove the virtual environments and caches
+	rm -rf .venv .venv-* .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+.venv/.installed: packages := --group dev
+.venv-sa20/.installed: packages := --group tests 'SQLAlchemy<2.1'
+
+%/.installed: pyproject.toml
+	@for python in $(PYTHON); do \
+	    if $$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        echo "==> $*: a virtual environment of $$($$python --version)"; \
+	        exec $$python -m venv $*; \
+	    fi; \
+	done; \
+	echo "Python 3.11 or newer with its venv module is needed; tried: $(PYTHON)." >&2; \
+	echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; \
+	exit 1
+	@echo "==> $*: installing the package and what its tests need; this may take a minute"
+	@$*/bin/python -m pip install -qq --upgrade 'pip>=25.1'
+	@$*/bin/python -m pip install -qq --editable . $(packages)
+	@$*/bin/python tests/ensure_postgres.py
+	@touch $@

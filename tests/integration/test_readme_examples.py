@@ -1,0 +1,34 @@
+"""The Python of the README and of the pages, run as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=[b.split("\n")[0][:40] for b in BLOCKS])
+def test_an_example_runs(block, database_url, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("DATABASE_URL", database_url.render_as_string(hide_password=False))
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "example"}
+
+    exec(compile(block, "README.md", "exec"), names)
+
+    engines = [value for value in names.values() if hasattr(value, "dispose")]
+    if "db" in names:
+        with names["app"].app_context():
+            engines.append(names["db"].engine)
+    for engine in engines:
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("SELECT 1").scalar() == 1
+        engine.dispose()
+    if "print(" in block:
+        assert capsys.readouterr().out == "connected\n"
+
+
+def test_there_are_examples():
+    assert len(BLOCKS) >= 4

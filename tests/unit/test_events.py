@@ -1,0 +1,45 @@
+"""Subscribing to what happens."""
+
+import logging
+import pickle
+
+from sa_railway import events
+from sa_railway.exc import DatabaseUnavailableError
+
+
+def test_a_subscriber_hears_until_it_unsubscribes():
+    heard = []
+    unsubscribe = events.subscribe(heard.append)
+    events.announce(events.BreakerClosed("e"))
+    unsubscribe()
+    unsubscribe()
+    events.announce(events.BreakerClosed("e"))
+
+    assert heard == [events.BreakerClosed("e")]
+    assert not events.has_subscribers()
+
+
+def test_a_subscriber_that_fails_is_logged_once_and_does_not_silence_the_others(caplog):
+    def broken(event):
+        raise RuntimeError("a bug")
+
+    heard = []
+    ends = [events.subscribe(broken), events.subscribe(heard.append)]
+
+    with caplog.at_level(logging.ERROR):
+        events.announce(events.BreakerClosed("e"))
+        events.announce(events.BreakerClosed("e"))
+
+    assert len(heard) == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "A subscriber failed; its further failures are not logged"
+    ]
+    for end in ends:
+        end()
+
+
+def test_an_unavailable_database_survives_a_task_queue():
+    error = DatabaseUnavailableError("away", retry_after=1.5, orig=OSError("refused"))
+    copy = pickle.loads(pickle.dumps(error))
+
+    assert (str(copy), copy.retry_after, str(copy.orig)) == ("away", 1.5, "refused")

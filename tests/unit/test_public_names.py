@@ -1,0 +1,59 @@
+"""What ``import sa_railway`` offers, and what it costs."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import sa_railway
+from sa_railway import events, exc
+
+PUBLIC = [
+    "Fault",
+    "Profile",
+    "classify",
+    "create_async_engine",
+    "create_engine",
+    "database_url",
+    "engine_options",
+    "events",
+    "exc",
+    "normalize_url",
+]
+FOREIGN = """
+import json, sys, sqlalchemy
+before = set(sys.modules)
+import sa_railway
+print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
+"""
+
+
+def test_the_public_names():
+    assert sorted(sa_railway.__all__) == sorted(PUBLIC)
+    assert [name for name in PUBLIC if not hasattr(sa_railway, name)] == []
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(
+        AttributeError, match=r"^module 'sa_railway' has no attribute 'no_such_name'$"
+    ):
+        _ = sa_railway.no_such_name
+
+
+def test_importing_loads_no_framework_driver_or_cli():
+    """It must bring nothing but itself: who imports it may use none of them."""
+    run = subprocess.run([sys.executable, "-c", FOREIGN], capture_output=True, check=True)
+
+    assert json.loads(run.stdout) == ["sa_railway"]
+
+
+@pytest.mark.parametrize("module", [exc, events])
+def test_a_module_lists_all_that_it_defines(module):
+    defined = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    }
+
+    assert defined - {"Subscriber"} == set(module.__all__) - {"Subscriber"}

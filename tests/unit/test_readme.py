@@ -1,0 +1,51 @@
+"""The README says what the code does."""
+
+import inspect
+import re
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import sa_railway
+from sa_railway import Profile
+from sa_railway.config.profile import PROFILES
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_table_of_options_is_that_of_the_profile():
+    attributes = inspect.getdoc(Profile).split("Attributes:")[1]
+    reasons = dict(re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", attributes, re.S | re.M))
+    expected = [
+        f"| `{knob.name}` | {getattr(Profile(), knob.name)!r} "
+        f"| {' '.join(reasons[knob.name].split()).replace('``', '`')} |"
+        for knob in fields(Profile)
+        if knob.name != "name"
+    ]
+    table = README.split("<!-- options -->")[1].split("<!-- /options -->")[0]
+
+    assert table.strip().splitlines()[2:] == expected
+
+
+def test_every_profile_is_named():
+    table = README.split("| profile | differs from `web` |")[1].split("\n\n")[0]
+
+    assert {name for name in PROFILES if f"`{name}`" in table} == set(PROFILES)
+
+
+def test_the_commands_it_names_exist():
+    for path in re.findall(r"(?:tests|benchmarks|examples|docs)/[\w./]+", README):
+        assert (ROOT / path.rstrip(".")).exists(), path
+
+
+def test_versions_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    assert sa_railway.__version__ == project["version"]
+
+
+def test_the_changelog_has_an_entry():
+    assert re.search(
+        r"^## \[(Unreleased|\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
