@@ -47,8 +47,6 @@ _CLASSES = {
     "sqlalchemy.exc.TimeoutError": "pool-exhausted",
     "sqlalchemy.exc.DisconnectionError": "lost",
     "sqlalchemy.exc.InvalidatePoolError": "lost",
-    # after a lost connection as well, but far more often a call too late in the program
-    "sqlalchemy.exc.ResourceClosedError": "permanent",
     "asyncpg.exceptions._base.ClientConfigurationError": "bad-url",
     "asyncpg.exceptions._base.TargetServerAttributeNotMatched": "unreachable",
 }
@@ -128,7 +126,6 @@ _TEXTS: tuple[tuple[str, str], ...] = (
     ("ssl connection is required", "tls"),
     ("invalid port number", "bad-url"),
     ("invalid integer value", "bad-url"),
-    ("invalid dsn", "bad-url"),
     ("invalid connection option", "bad-url"),
     ("in connection info string", "bad-url"),
     ("sslmode", "bad-url"),
@@ -294,9 +291,7 @@ def _code(error: BaseException) -> str | None:
 def _says_lost(error: BaseException) -> bool:
     """Return whether SQLAlchemy, or the connection that psycopg2 names, is sure of the loss."""
     connection = getattr(getattr(error, "cursor", None), "connection", None)
-    return getattr(error, "connection_invalidated", False) is True or bool(
-        getattr(connection, "closed", 0)
-    )
+    return bool(getattr(error, "connection_invalidated", False) or getattr(connection, "closed", 0))
 
 
 def _by_text(chain: list[BaseException]) -> str | None:
