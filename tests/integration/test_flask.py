@@ -1,0 +1,694 @@
+"""The end of a request or command under ``sa_railway.flask``, with two binds on PostgreSQL."""
+
+from __future__ import annotations
+
+import gc
+import time
+import weakref
+from collections.abc import Callable, Iterator
+
+import click
+import psycopg
+import psycopg2
+import pytest
+from flask import Flask, abort
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import URL, Engine, insert, select, text
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from sa_railway.flask import Railway
+
+MODES = {"plain": {}, "plugin": {"plugins": ["railway"]}}
+
+
+class Shop:
+    """An application with orders in its default bind and notes in the bind ``audit``."""
+
+    def __init__(self, url: URL, **config: object) -> None:
+        self.url = url
+        self.db = db = SQLAlchemy()
+
+        class Order(db.Model):
+            id = db.Column(db.Integer, primary_key=True)
+            name = db.Column(db.Text, unique=True)
+
+        class Note(db.Model):
+            __bind_key__ = "audit"
+            id = db.Column(db.Integer, primary_key=True)
+            text = db.Column(db.Text)
+
+        self.Order, self.Note = Order, Note
+        self.apps: list[Flask] = []
+        self.app = self.make_app(**config)
+        with self.app.app_context():
+            db.create_all()
+            db.session.add(Order(name="old"))
+            db.session.commit()
+
+    def make_app(self, **config: object) -> Flask:
+        options = config.pop("options", {})
+        app = Flask("shop")
+        app.config.update(
+            SQLALCHEMY_DATABASE_URI=self.url,
+            SQLALCHEMY_ENGINE_OPTIONS=dict(options),
+            SQLALCHEMY_BINDS={"audit": {"url": self.url, **options}},
+            **config,
+        )
+        self.db.init_app(app)
+        self.apps.append(app)
+        return app
+
+    def engines(self, app: Flask | None = None) -> dict[str | None, Engine]:
+        with (app or self.app).app_context():
+            return dict(self.db.engines)
+
+    def names(self) -> list[str]:
+        with self.app.app_context():
+            return list(self.db.session.scalars(select(self.Order.name).order_by("id")))
+
+    def first(self) -> object:
+        return self.db.session.scalars(select(self.Order)).first()
+
+    def backend(self, bind: str | None) -> int:
+        """The backend of this session's open transaction on *bind*."""
+        connection = self.db.session.connection(bind_arguments={"bind": self.db.engines[bind]})
+        return connection.scalar(text("SELECT pg_backend_pid()"))
+
+    def assert_nothing_is_held(self) -> None:
+        assert self.db.session.registry.registry == {}
+        for app in self.apps:
+            held = {bind: engine.pool.checkedout() for bind, engine in self.engines(app).items()}
+            assert held == {None: 0, "audit": 0}
+
+    def close(self) -> None:
+        for app in self.apps:
+            for engine in self.engines(app).values():
+                engine.dispose()
+
+
+@pytest.fixture
+def make_shop(database_url: URL) -> Iterator[Callable[..., Shop]]:
+    shops = []
+
+    def make(**config: object) -> Shop:
+        shops.append(Shop(database_url, **config))
+        return shops[-1]
+
+    yield make
+    for shop in shops:
+        shop.db.session.registry.registry.clear()
+        shop.close()
+    gc.collect()  # what Flask-SQLAlchemy alone has left checked out ends here, not in a later test
+
+
+@pytest.fixture
+def shop(make_shop: Callable[..., Shop], caplog: pytest.LogCaptureFixture) -> Shop:
+    shop = make_shop()
+    Railway(shop.app, shop.db)
+    caplog.set_level("DEBUG", logger="sa_railway.flask")
+    return shop
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[tuple[str, str]]]:
+    """What the extension has logged, as pairs of level and text."""
+
+    def records() -> list[tuple[str, str]]:
+        return [(r.levelname, r.getMessage()) for r in caplog.records if r.name.startswith("sa_r")]
+
+    return records
+
+
+def terminate(url: URL, *backends: int) -> None:
+    """End the backends and wait until they are gone."""
+    conninfo = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    deadline = time.monotonic() + 10
+    with psycopg.connect(conninfo, autocommit=True) as admin:
+        for pid in backends:
+            admin.execute("SELECT pg_terminate_backend(%s)", [pid])
+        while admin.execute(
+            "SELECT 1 FROM pg_stat_activity WHERE pid = ANY(%s)", [list(backends)]
+        ).fetchone():
+            assert time.monotonic() < deadline, "a backend outlived pg_terminate_backend()"
+
+
+# --- a connection that died within the request ---
+
+VICTIMS = {"default": [None], "audit": ["audit"], "both": [None, "audit"]}
+
+
+def add_killing_view(shop: Shop, victims: list[str | None]) -> None:
+    @shop.app.get("/kill")
+    def kill() -> dict[str, int]:
+        backends = {bind: shop.backend(bind) for bind in (None, "audit")}
+        terminate(shop.url, *(backends[bind] for bind in victims))
+        return {str(bind): pid for bind, pid in backends.items()}
+
+    @shop.app.get("/backends")
+    def backends() -> dict[str, int]:
+        return {str(bind): shop.backend(bind) for bind in (None, "audit")}
+
+
+@pytest.mark.parametrize("victims", VICTIMS.values(), ids=VICTIMS)
+def test_without_the_extension_a_lost_connection_fails_the_request_and_keeps_its_session(
+    make_shop: Callable[..., Shop], victims: list[str | None]
+):
+    shop = make_shop()
+    add_killing_view(shop, victims)
+
+    with pytest.raises(OperationalError):
+        shop.app.test_client().get("/kill")
+
+    assert len(shop.db.session.registry.registry) == 1
+
+
+def test_without_the_extension_connections_to_two_lost_backends_stay_checked_out(
+    make_shop: Callable[..., Shop],
+):
+    shop = make_shop()
+    add_killing_view(shop, [None, "audit"])
+
+    with pytest.raises(OperationalError) as _held:  # its traceback keeps the connections alive
+        shop.app.test_client().get("/kill")
+
+    assert sum(engine.pool.checkedout() for engine in shop.engines().values()) > 0
+
+
+@pytest.mark.parametrize("options", MODES.values(), ids=MODES)
+@pytest.mark.parametrize("victims", VICTIMS.values(), ids=VICTIMS)
+def test_a_lost_connection_costs_neither_the_answer_nor_the_other_connections(
+    make_shop: Callable[..., Shop], victims: list[str | None], options: dict[str, object]
+):
+    shop = make_shop(options=options)
+    Railway(shop.app, shop.db)
+    add_killing_view(shop, victims)
+    client = shop.app.test_client()
+
+    answer = client.get("/kill")
+
+    shop.assert_nothing_is_held()
+    assert answer.status_code == 200
+    renewed = client.get("/backends").json
+    survivors = {None, "audit"} - set(victims)
+    assert all(renewed[str(bind)] == answer.json[str(bind)] for bind in survivors)
+    assert all(renewed[str(bind)] != answer.json[str(bind)] for bind in victims)
+    shop.assert_nothing_is_held()
+
+
+def test_a_connection_that_is_lost_within_a_savepoint_is_given_back(shop: Shop):
+    @shop.app.get("/")
+    def view() -> str:
+        backends = [shop.backend(None), shop.backend("audit")]
+        shop.db.session.begin_nested()
+        shop.db.session.add(shop.Order(name="new"))
+        shop.db.session.flush()
+        terminate(shop.url, *backends)
+        return "done"
+
+    assert shop.app.test_client().get("/").text == "done"
+    shop.assert_nothing_is_held()
+    assert shop.names() == ["old"]
+
+
+@pytest.mark.parametrize("refusing", VICTIMS.values(), ids=VICTIMS)
+def test_connections_that_cannot_be_rolled_back_for_another_reason_are_not_used_again(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, refusing: list[str | None]
+):
+    def refuse(connection: object) -> None:
+        raise psycopg2.ProgrammingError("not today")
+
+    add_killing_view(shop, [])
+    client = shop.app.test_client()
+    with monkeypatch.context() as patch:
+        for bind in refusing:
+            patch.setattr(shop.engines()[bind].dialect, "do_rollback", refuse)
+        before = client.get("/backends").json
+        shop.assert_nothing_is_held()
+
+    after = client.get("/backends").json
+    renewed = [bind for bind in (None, "audit") if after[str(bind)] != before[str(bind)]]
+    assert renewed == refusing
+
+
+def test_the_session_is_forgotten_even_if_closing_it_fails_otherwise(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    def close() -> None:
+        raise RuntimeError("not the connection's fault")
+
+    @shop.app.get("/")
+    def view() -> str:
+        monkeypatch.setattr(shop.db.session(), "close", close)
+        return "done"
+
+    with pytest.raises(RuntimeError, match="not the connection's fault"):
+        shop.app.test_client().get("/")
+    shop.assert_nothing_is_held()
+
+
+def test_nothing_is_kept_of_a_connection_when_the_request_is_over(shop: Shop):
+    connections = []
+
+    @shop.app.get("/")
+    def view() -> str:
+        with shop.db.session.begin_nested():
+            connections.append(weakref.ref(shop.db.session.connection()))
+            leave_flushed(shop)
+        return "done"
+
+    shop.app.test_client().get("/")
+    gc.collect()
+
+    assert connections[0]() is None
+
+
+# --- what was left uncommitted ---
+
+
+def leave_new(shop: Shop) -> None:
+    shop.db.session.add_all([shop.Order(name="a"), shop.Note(text="b")])
+
+
+def leave_changed(shop: Shop) -> None:
+    shop.first().name = "changed"
+
+
+def leave_deleted(shop: Shop) -> None:
+    shop.db.session.delete(shop.first())
+
+
+def leave_flushed(shop: Shop) -> None:
+    shop.first().name = "changed"
+    shop.db.session.add(shop.Note(text="b"))
+    shop.db.session.flush()
+
+
+def leave_bulk(shop: Shop) -> None:
+    shop.db.session.execute(insert(shop.Order), [{"name": "a"}, {"name": "b"}])
+
+
+def leave_legacy_bulk(shop: Shop) -> None:
+    shop.db.session.bulk_insert_mappings(shop.Note, [{"text": "a"}, {"text": "b"}])
+
+
+def leave_text(shop: Shop) -> None:
+    shop.db.session.execute(
+        text("-- a comment\n /* and\nanother */ update \"order\" SET name = 'a'")
+    )
+
+
+def leave_cte(shop: Shop) -> None:
+    shop.db.session.execute(
+        text('WITH gone AS (DELETE FROM "order" RETURNING name) SELECT name FROM gone')
+    ).all()
+
+
+def leave_on_the_connection(shop: Shop) -> None:
+    shop.db.session.connection().execute(text("CREATE TABLE extra (id integer)"))
+
+
+def leave_after_savepoints(shop: Shop) -> None:
+    shop.db.session.execute(text("INSERT INTO note (text) VALUES ('kept')"))
+    with shop.db.session.begin_nested():
+        shop.db.session.execute(text("INSERT INTO note (text) VALUES ('kept, too')"))
+    with shop.db.session.begin_nested() as savepoint:
+        shop.db.session.execute(text("INSERT INTO note (text) VALUES ('undone')"))
+        savepoint.rollback()
+
+
+def leave_after_a_commit(shop: Shop) -> None:
+    shop.db.session.add(shop.Note(text="committed"))
+    shop.db.session.commit()
+    shop.db.session.add(shop.Note(text="late"))
+
+
+def leave_with_a_swallowed_error(shop: Shop) -> None:
+    shop.db.session.execute(insert(shop.Order).values(name="lost"))
+    shop.db.session.add(shop.Order(name="old"))
+    with pytest.raises(IntegrityError):
+        shop.db.session.flush()
+
+
+LEFT = {
+    leave_new: "objects: 2 new, 0 changed, 0 deleted; statements executed: 0",
+    leave_changed: "objects: 0 new, 1 changed, 0 deleted; statements executed: 0",
+    leave_deleted: "objects: 0 new, 0 changed, 1 deleted; statements executed: 0",
+    leave_flushed: "objects: 0 new, 0 changed, 0 deleted; statements executed: 2",
+    leave_bulk: "objects: 0 new, 0 changed, 0 deleted; statements executed: 1",
+    leave_legacy_bulk: "objects: 0 new, 0 changed, 0 deleted; statements executed: 1",
+    leave_text: "objects: 0 new, 0 changed, 0 deleted; statements executed: 1",
+    leave_cte: "objects: 0 new, 0 changed, 0 deleted; statements executed: 1",
+    leave_on_the_connection: "objects: 0 new, 0 changed, 0 deleted; statements executed: 1",
+    leave_after_savepoints: "objects: 0 new, 0 changed, 0 deleted; statements executed: 2",
+    leave_after_a_commit: "objects: 1 new, 0 changed, 0 deleted; statements executed: 0",
+    leave_with_a_swallowed_error: "objects: 0 new, 0 changed, 0 deleted; statements executed: 1",
+}
+ADVICE = "If the changes are wanted, call db.session.commit() before it ends"
+
+
+@pytest.mark.parametrize("leave", LEFT)
+def test_what_a_request_leaves_uncommitted_is_rolled_back_and_logged(
+    shop: Shop, logged: Callable[[], list[tuple[str, str]]], leave: Callable[[Shop], None]
+):
+    @shop.app.post("/orders")
+    def view() -> str:
+        leave(shop)
+        return "done"
+
+    assert shop.app.test_client().post("/orders?secret=1").status_code == 200
+
+    assert logged() == [
+        (
+            "WARNING",
+            f"Rolled back what POST /orders left uncommitted ({LEFT[leave]}). {ADVICE}",
+        )
+    ]
+    assert shop.names() == ["old"]
+    shop.assert_nothing_is_held()
+
+
+def do_nothing(shop: Shop) -> None:
+    pass
+
+
+def only_read(shop: Shop) -> None:
+    shop.db.session.scalars(select(shop.Order).with_for_update()).all()
+    shop.db.session.execute(text("WITH one AS (SELECT 1) SELECT * FROM one")).all()
+
+
+def commit(shop: Shop) -> None:
+    leave_new(shop)
+    shop.first().name = "changed"
+    shop.db.session.commit()
+    only_read(shop)
+
+
+def roll_back(shop: Shop) -> None:
+    leave_flushed(shop)
+    shop.db.session.rollback()
+    only_read(shop)
+
+
+def close(shop: Shop) -> None:
+    leave_flushed(shop)
+    shop.db.session.close()
+    only_read(shop)
+
+
+def change_nothing(shop: Shop) -> None:
+    order = shop.first()
+    order.name = "other"
+    order.name = "old"
+
+
+def write_with_a_connection_of_its_own(shop: Shop) -> None:
+    only_read(shop)
+    with shop.db.engine.begin() as connection:
+        connection.execute(text("INSERT INTO note (text) VALUES ('kept')"))
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        do_nothing,
+        only_read,
+        commit,
+        roll_back,
+        close,
+        change_nothing,
+        write_with_a_connection_of_its_own,
+    ],
+)
+def test_nothing_is_logged_where_nothing_is_lost(
+    shop: Shop, logged: Callable[[], list[tuple[str, str]]], work: Callable[[Shop], None]
+):
+    @shop.app.get("/")
+    def view() -> str:
+        work(shop)
+        return "done"
+
+    assert shop.app.test_client().get("/").status_code == 200
+
+    assert logged() == []
+    shop.assert_nothing_is_held()
+
+
+def test_a_request_that_never_uses_the_session_connects_to_nothing(shop: Shop):
+    shop.close()
+    shop.app.get("/")(lambda: "done")
+
+    assert shop.app.test_client().get("/").text == "done"
+
+    assert [engine.pool.checkedin() for engine in shop.engines().values()] == [0, 0]
+    shop.assert_nothing_is_held()
+
+
+def test_a_line_break_in_the_path_does_not_forge_a_line_of_the_log(
+    shop: Shop, logged: Callable[[], list[tuple[str, str]]]
+):
+    @shop.app.get("/<name>")
+    def view(name: str) -> str:
+        leave_new(shop)
+        return name
+
+    shop.app.test_client().get("/a%0AERROR%20b")
+
+    ((_, line),) = logged()
+    assert line == (
+        f"Rolled back what GET /a%0AERROR%20b left uncommitted ({LEFT[leave_new]}). {ADVICE}"
+    )
+
+
+# --- requests that fail ---
+
+
+def raise_an_error(shop: Shop) -> None:
+    raise ZeroDivisionError
+
+
+def raise_a_handled_error(shop: Shop) -> None:
+    raise LookupError
+
+
+def refuse(shop: Shop) -> None:
+    abort(409)
+
+
+@pytest.mark.parametrize("fail", [raise_an_error, raise_a_handled_error, refuse])
+@pytest.mark.parametrize("leftovers", ["rollback", "commit"])
+def test_a_failed_request_is_rolled_back_without_a_warning(
+    make_shop: Callable[..., Shop],
+    caplog: pytest.LogCaptureFixture,
+    logged: Callable[[], list[tuple[str, str]]],
+    leftovers: str,
+    fail: Callable[[Shop], None],
+):
+    caplog.set_level("DEBUG", logger="sa_railway.flask")
+    shop = make_shop(PROPAGATE_EXCEPTIONS=False)
+    Railway(shop.app, shop.db, leftovers=leftovers)
+    shop.app.errorhandler(LookupError)(lambda error: ("not found", 404))
+
+    @shop.app.post("/orders")
+    def view() -> str:
+        leave_flushed(shop)
+        fail(shop)
+        return "unreachable"
+
+    assert shop.app.test_client().post("/orders").status_code >= 400
+
+    assert logged() == [
+        (
+            "DEBUG",
+            "Rolled back what POST /orders left uncommitted when it failed "
+            f"({LEFT[leave_flushed]})",
+        )
+    ]
+    assert shop.names() == ["old"]
+    shop.assert_nothing_is_held()
+
+
+# --- leftovers="commit" ---
+
+
+def test_leftovers_of_a_success_are_committed_on_every_bind_if_that_is_wanted(
+    make_shop: Callable[..., Shop],
+    caplog: pytest.LogCaptureFixture,
+    logged: Callable[[], list[tuple[str, str]]],
+):
+    caplog.set_level("DEBUG", logger="sa_railway.flask")
+    shop = make_shop(RAILWAY_LEFTOVERS="commit")
+    Railway(shop.app, shop.db)
+
+    @shop.app.post("/orders")
+    def view() -> str:
+        leave_new(shop)
+        return "done"
+
+    assert shop.app.test_client().post("/orders").status_code == 200
+
+    assert logged() == [
+        ("INFO", f"Committed what POST /orders left uncommitted ({LEFT[leave_new]})")
+    ]
+    shop.assert_nothing_is_held()
+    assert shop.names() == ["old", "a"]
+    with shop.app.app_context():
+        assert list(shop.db.session.scalars(select(shop.Note.text))) == ["b"]
+
+
+@pytest.mark.parametrize("cause", ["constraint", "connection"])
+def test_leftovers_that_cannot_be_committed_fail_the_request(
+    make_shop: Callable[..., Shop], cause: str
+):
+    shop = make_shop()
+    Railway(shop.app, shop.db, leftovers="commit")
+
+    @shop.app.post("/orders")
+    def view() -> str:
+        shop.db.session.add(shop.Order(name="old" if cause == "constraint" else "new"))
+        if cause == "connection":
+            terminate(shop.url, shop.backend(None), shop.backend("audit"))
+        return "done"
+
+    error = {"constraint": IntegrityError, "connection": OperationalError}[cause]
+    with pytest.raises(error):
+        shop.app.test_client().post("/orders")
+
+    shop.assert_nothing_is_held()
+    assert shop.names() == ["old"]
+
+
+def test_a_lost_connection_without_leftovers_costs_nothing_in_that_mode_either(
+    make_shop: Callable[..., Shop],
+):
+    shop = make_shop()
+    Railway(shop.app, shop.db, leftovers="commit")
+    add_killing_view(shop, [None, "audit"])
+
+    assert shop.app.test_client().get("/kill").status_code == 200
+    shop.assert_nothing_is_held()
+
+
+# --- several apps, commands, contexts ---
+
+
+def test_two_apps_share_a_database_object_and_keep_their_settings(
+    shop: Shop, logged: Callable[[], list[tuple[str, str]]]
+):
+    other = shop.make_app(RAILWAY_LEFTOVERS="commit")
+    Railway(db=shop.db).init_app(other)
+    for app, name in ((shop.app, "one"), (other, "two")):
+
+        @app.post("/orders")
+        def view(name: str = name) -> str:
+            shop.db.session.add(shop.Order(name=name))
+            shop.db.session.flush()
+            return "done"
+
+        app.test_client().post("/orders")
+
+    what = "POST /orders left uncommitted"
+    left = "(objects: 0 new, 0 changed, 0 deleted; statements executed: 1)"
+    assert logged() == [
+        ("WARNING", f"Rolled back what {what} {left}. {ADVICE}"),
+        ("INFO", f"Committed what {what} {left}"),
+    ]
+    assert shop.names() == ["old", "two"]
+    shop.assert_nothing_is_held()
+
+
+def test_each_app_of_a_factory_ends_its_sessions(database_url: URL, shop: Shop):
+    apps = []
+    for _ in range(2):
+        app = shop.make_app()
+        Railway().init_app(app, shop.db)
+        apps.append(app)
+
+    with apps[0].app_context(), apps[1].app_context():
+        leave_flushed(shop)
+
+    assert shop.names() == ["old"]
+    shop.assert_nothing_is_held()
+
+
+def test_the_log_names_a_bare_application_context(
+    shop: Shop, logged: Callable[[], list[tuple[str, str]]]
+):
+    with shop.app.app_context():
+        leave_new(shop)
+
+    ((_, line),) = logged()
+    assert line == (
+        f"Rolled back what an application context left uncommitted ({LEFT[leave_new]}). {ADVICE}"
+    )
+
+
+def fail_with(error: BaseException | None) -> None:
+    if error is not None:
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "level", "names"),
+    [
+        (None, "INFO", ["old", "a"]),
+        (SystemExit(0), "INFO", ["old", "a"]),
+        (SystemExit(3), "DEBUG", ["old"]),
+        (ZeroDivisionError(), "DEBUG", ["old"]),
+    ],
+    ids=repr,
+)
+def test_leftovers_of_a_command_are_committed_only_if_it_succeeds(
+    make_shop: Callable[..., Shop],
+    caplog: pytest.LogCaptureFixture,
+    logged: Callable[[], list[tuple[str, str]]],
+    error: BaseException | None,
+    level: str,
+    names: list[str],
+):
+    caplog.set_level("DEBUG", logger="sa_railway.flask")
+    shop = make_shop(RAILWAY_LEFTOVERS="commit")
+    Railway(shop.app, shop.db)
+
+    @shop.app.cli.command("seed")
+    def seed() -> None:
+        leave_new(shop)
+        fail_with(error)
+
+    shop.app.test_cli_runner().invoke(args=["seed"])
+
+    line = {
+        "INFO": f"Committed what shop seed left uncommitted ({LEFT[leave_new]})",
+        "DEBUG": f"Rolled back what shop seed left uncommitted when it failed ({LEFT[leave_new]})",
+    }[level]
+    assert logged() == [(level, line)]
+    assert shop.names() == names
+    shop.assert_nothing_is_held()
+
+
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        (click.exceptions.Exit(0), "WARNING"),
+        (SystemExit(0), "WARNING"),
+        (click.exceptions.Exit(3), "DEBUG"),
+        (SystemExit(3), "DEBUG"),
+        (ZeroDivisionError(), "DEBUG"),
+    ],
+    ids=repr,
+)
+def test_the_failure_of_a_command_is_seen_even_if_click_does_not_tell(
+    shop: Shop, logged: Callable[[], list[tuple[str, str]]], error: BaseException, level: str
+):
+    def run_command() -> None:
+        app_context = shop.app.app_context()
+        with click.Context(click.Command("seed"), info_name="seed") as command:
+            app_context.push()
+            command.call_on_close(lambda: app_context.pop(None))  # what older click does
+            leave_new(shop)
+            raise error
+
+    with pytest.raises(type(error)):
+        run_command()
+
+    assert [level for level, _ in logged()] == [level]
+    shop.assert_nothing_is_held()

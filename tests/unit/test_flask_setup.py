@@ -1,0 +1,100 @@
+"""Which applications the Flask extension takes, and what it says to the others."""
+
+from __future__ import annotations
+
+import pytest
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+
+from sa_railway.exc import ConfigurationError
+from sa_railway.flask import Railway
+
+
+def make_app(name: str = "shop", **config: object) -> Flask:
+    app = Flask(name)
+    app.config.update(SQLALCHEMY_DATABASE_URI="sqlite://", **config)
+    return app
+
+
+def refusal(call: object, *args: object, **kwargs: object) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        call(*args, **kwargs)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("db", [None, SQLAlchemy()])
+def test_an_app_without_a_database_is_refused_with_what_to_call_first(db: SQLAlchemy | None):
+    app = make_app()
+
+    assert refusal(Railway, app, db) == (
+        "Flask app 'shop' has no SQLAlchemy extension yet; "
+        "call db.init_app(app) before Railway.init_app(app, db)"
+    )
+    assert app.extensions == {}
+
+
+def test_another_database_than_the_registered_one_is_refused():
+    app = make_app()
+    SQLAlchemy(app)
+
+    assert refusal(Railway, app, SQLAlchemy()) == (
+        "db is not the SQLAlchemy extension of Flask app 'shop'; "
+        "pass the one whose init_app(app) was called, or leave it out"
+    )
+
+
+def test_a_second_registration_on_an_app_is_refused():
+    app = make_app()
+    railway = Railway(app, SQLAlchemy(app))
+    message = (
+        "Flask app 'shop' has a Railway extension already; "
+        "call Railway.init_app() once for each app"
+    )
+
+    assert refusal(railway.init_app, app) == message
+    assert refusal(Railway, app) == message
+
+
+def test_leftovers_other_than_rollback_and_commit_are_refused():
+    app = make_app(RAILWAY_LEFTOVERS="keep")
+    db = SQLAlchemy(app)
+
+    assert refusal(Railway, leftovers="drop") == (
+        "leftovers is 'drop'; allowed: 'rollback', 'commit'"
+    )
+    assert refusal(Railway, app, db) == "RAILWAY_LEFTOVERS is 'keep'; allowed: 'rollback', 'commit'"
+
+
+def test_a_refused_app_can_be_registered_when_its_fault_is_mended():
+    app = make_app(RAILWAY_LEFTOVERS="keep")
+    db = SQLAlchemy(app)
+    railway = Railway(db=db)
+    refusal(railway.init_app, app)
+
+    app.config["RAILWAY_LEFTOVERS"] = "commit"
+    railway.init_app(app)
+
+    assert app.extensions["railway"].leftovers == "commit"
+
+
+def test_the_database_may_be_left_out_or_given_to_the_object_or_to_init_app():
+    db = SQLAlchemy()
+    apps = [make_app(name) for name in ("a", "b", "c")]
+    for app in apps:
+        db.init_app(app)
+
+    Railway(apps[0])
+    Railway(db=db).init_app(apps[1])
+    Railway().init_app(apps[2], db)
+
+    assert [app.extensions["railway"].db for app in apps] == [db, db, db]
+
+
+def test_one_object_serves_apps_whose_configurations_differ():
+    railway = Railway(leftovers="commit")
+    apps = [make_app("a"), make_app("b", RAILWAY_LEFTOVERS="rollback")]
+    for app in apps:
+        SQLAlchemy(app)
+        railway.init_app(app)
+
+    assert [app.extensions["railway"].leftovers for app in apps] == ["commit", "rollback"]
