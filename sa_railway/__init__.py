@@ -1,5 +1,6 @@
 """Database connections that survive a hosted PostgreSQL. The public names, nothing else."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from sa_railway import events, exc
@@ -11,6 +12,7 @@ from sa_railway.faults import Fault, classify
 
 if TYPE_CHECKING:
     from sa_railway.asyncio import create_async_engine
+    from sa_railway.recovery.transaction import run_transaction
 
 __version__ = "0.1.0"
 
@@ -25,13 +27,19 @@ __all__ = [
     "events",
     "exc",
     "normalize_url",
+    "run_transaction",
 ]
+
+# Not every program needs these, and what they import takes a while.
+_LAZY = {
+    "create_async_engine": "sa_railway.asyncio",
+    "run_transaction": "sa_railway.recovery.transaction",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Load what not every program needs when it is first asked for."""
-    if name == "create_async_engine":
-        from sa_railway.asyncio import create_async_engine
-
-        return create_async_engine
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Load a name of ``_LAZY`` when it is first asked for."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+    return globals()[name]

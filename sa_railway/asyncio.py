@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import sqlalchemy.ext.asyncio
 from sqlalchemy import URL
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
 
 from sa_railway.config.drivers import choose_driver
 from sa_railway.config.options import engine_options
 from sa_railway.config.profile import Profile
 from sa_railway.config.url import find_url
+from sa_railway.exc import ConfigurationError
+from sa_railway.recovery.transaction import (
+    Replay,
+    check_bind,
+    end_reading,
+    listening,
+    session_listeners,
+)
 
-__all__ = ["create_async_engine"]
+__all__ = ["create_async_engine", "run_transaction"]
+
+Result = TypeVar("Result")
 
 
 def create_async_engine(
@@ -40,3 +58,112 @@ def create_async_engine(
     target = choose_driver(find_url(url), asyncio=True)
     options = engine_options(target, profile=profile, **overrides)
     return sqlalchemy.ext.asyncio.create_async_engine(target, **options)
+
+
+async def run_transaction(
+    transactor: AsyncEngine | async_sessionmaker[Any] | async_scoped_session[Any] | AsyncSession,
+    callback: Callable[[Any], Awaitable[Result]],
+    *,
+    timeout: float = 30.0,
+    isolation_level: str | None = None,
+    writes: bool | None = None,
+) -> Result:
+    """Do what ``sa_railway.run_transaction()`` does, for asyncio.
+
+    Args:
+        transactor: an AsyncEngine, for which the callback gets an AsyncConnection; or an
+            async_sessionmaker, an async_scoped_session or an AsyncSession, for which it gets an
+            AsyncSession.
+        callback: a coroutine function.
+        timeout: as there.
+        isolation_level: as there.
+        writes: as there.
+
+    Raises:
+        ConfigurationError: as there.
+        CommitOutcomeUnknownError: as there.
+        Exception: as there.
+    """
+    replay = Replay(callback, timeout, isolation_level, writes, is_async=True)
+    attempt = _attempt_for(transactor)
+    while True:
+        try:
+            result: Result = await attempt(replay)
+        except Exception as error:
+            delay = replay.delay_after(error)
+            if delay is None:
+                raise
+        else:
+            return result
+        await asyncio.sleep(delay)
+
+
+def _attempt_for(transactor: object) -> Callable[[Replay], Awaitable[Any]]:
+    """Return the coroutine function that makes one attempt with *transactor*."""
+    if isinstance(transactor, AsyncEngine):
+        return lambda replay: _with_engine(transactor, replay)
+    if isinstance(transactor, async_sessionmaker):
+        return lambda replay: _with_new_session(transactor, replay)
+    if isinstance(transactor, async_scoped_session):
+        return lambda replay: _with_open_session(transactor(), replay)
+    if isinstance(transactor, AsyncSession):
+        return lambda replay: _with_open_session(transactor, replay)
+    raise ConfigurationError(
+        f"transactor is of type {type(transactor).__name__}; allowed: an AsyncEngine, an "
+        "async_sessionmaker, an async_scoped_session, or an AsyncSession"
+    )
+
+
+async def _with_engine(engine: AsyncEngine, replay: Replay) -> Any:
+    connection = await engine.connect()
+    try:
+        if replay.isolation_level:
+            await connection.execution_options(isolation_level=replay.isolation_level)
+        transaction = await connection.begin()
+        await connection.run_sync(replay.watch)
+        with listening(connection.sync_connection, commit=replay.refuse_commit):
+            result = await replay.callback(connection)
+            replay.begin_commit(is_active=transaction.is_active)
+            await transaction.commit()
+        return result
+    finally:
+        try:
+            await connection.close()
+        except (DBAPIError, OSError):
+            if not connection.closed:
+                await connection.invalidate()
+                await connection.close()
+
+
+async def _with_new_session(factory: async_sessionmaker[Any], replay: Replay) -> Any:
+    session = factory()
+    try:
+        return await _with_open_session(session, replay)
+    finally:
+        await session.close()
+
+
+async def _with_open_session(session: AsyncSession, replay: Replay) -> Any:
+    check_bind(session.sync_session.bind)
+    await session.run_sync(end_reading)
+    with listening(session.sync_session, **session_listeners(replay)):
+        try:
+            transaction = session.sync_session.begin()
+            if replay.isolation_level:
+                options = {"isolation_level": replay.isolation_level}
+                await session.connection(execution_options=options)
+            result = await replay.callback(session)
+            is_active = session.sync_session.get_transaction() is transaction
+            replay.begin_commit(is_active=is_active)
+            await session.commit()
+        except BaseException:
+            await _roll_back(session)
+            raise
+        return result
+
+
+async def _roll_back(session: AsyncSession) -> None:
+    try:
+        await session.rollback()
+    except (DBAPIError, OSError):
+        await session.invalidate()

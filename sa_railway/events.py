@@ -13,12 +13,15 @@ from dataclasses import dataclass
 __all__ = [
     "BreakerClosed",
     "BreakerOpened",
+    "CommitResolved",
     "ConnectAttemptFailed",
     "Connected",
     "DisconnectSeen",
     "Event",
     "IdleReleased",
     "Pinged",
+    "Replayed",
+    "Retried",
     "StaleFound",
     "announce",
     "has_subscribers",
@@ -76,7 +79,7 @@ class Pinged(Event):
 class StaleFound(Event):
     """A pooled connection was found dead at checkout.
 
-    *how* is ``"socket"`` (no round trip was spent), ``"ping"``, or ``"deadline"``: no answer in time.
+    *how* is ``"socket"`` (at no round trip), ``"ping"``, or ``"deadline"``: no answer in time.
     """
 
     how: str
@@ -86,6 +89,38 @@ class StaleFound(Event):
 class DisconnectSeen(Event):
     """A statement failed with *error*, which says that the connection or its server is lost."""
 
+    error: BaseException
+
+
+@dataclass(frozen=True)
+class CommitResolved(Event):
+    """The answer to a COMMIT was lost; *seconds* later it was known to be *outcome*.
+
+    That is ``"committed"``, ``"aborted"`` or ``"unknown"``.
+    """
+
+    outcome: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Replayed(Event):
+    """Attempt number *attempt* at a transaction failed with *error*; the next is in *delay* s."""
+
+    attempt: int
+    delay: float
+    error: BaseException
+
+
+@dataclass(frozen=True)
+class Retried(Event):
+    """Attempt number *attempt* of ``retry()`` failed with *error*; the next is in *delay* s.
+
+    The engine is the one that *error* came from; it is nameless if it could not even be asked.
+    """
+
+    attempt: int
+    delay: float
     error: BaseException
 
 

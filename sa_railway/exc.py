@@ -4,7 +4,9 @@
 
     RailwayError
     ├── ConfigurationError (ValueError)          a knob, a profile or a URL is wrong
-    └── DatabaseUnavailableError (OperationalError)  away for too long already to wait again
+    ├── DatabaseUnavailableError (OperationalError)  away for too long already to wait again
+    ├── NotReadyError (TimeoutError)             it can be reached, but lacks what was waited for
+    └── CommitOutcomeUnknownError (SQLAlchemyError)  nobody can say whether a COMMIT was executed
 
 Everything else that goes wrong reaches the caller as the driver's or SQLAlchemy's own exception.
 No message in this module ever holds a password.
@@ -14,7 +16,13 @@ from __future__ import annotations
 
 from sqlalchemy import exc as sa_exc
 
-__all__ = ["ConfigurationError", "DatabaseUnavailableError", "RailwayError"]
+__all__ = [
+    "CommitOutcomeUnknownError",
+    "ConfigurationError",
+    "DatabaseUnavailableError",
+    "NotReadyError",
+    "RailwayError",
+]
 
 
 class RailwayError(Exception):
@@ -53,3 +61,52 @@ def _rebuild_unavailable(
     message: str, retry_after: float, orig: BaseException
 ) -> DatabaseUnavailableError:
     return DatabaseUnavailableError(message, retry_after=retry_after, orig=orig)
+
+
+class NotReadyError(RailwayError, TimeoutError):
+    """The database could be reached, but what it was to hold has not come in time.
+
+    Attributes:
+        missing: what was still missing: tables and revisions, each as a few words.
+    """
+
+    def __init__(self, message: str, *, missing: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.missing = missing
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the fields when pickled."""
+        return _rebuild_not_ready, (self.args[0], self.missing)
+
+
+def _rebuild_not_ready(message: str, missing: tuple[str, ...]) -> NotReadyError:
+    return NotReadyError(message, missing=missing)
+
+
+class CommitOutcomeUnknownError(RailwayError, sa_exc.SQLAlchemyError):
+    """A COMMIT was sent, its answer was lost, and the server could not be asked in time.
+
+    It is no ``OperationalError``: code that runs work again after one of those must not do so here.
+
+    Attributes:
+        transaction_id: the server's id of the transaction, with its epoch.
+        orig: the driver's exception that ended the COMMIT.
+    """
+
+    def __init__(self, *, transaction_id: int, orig: BaseException) -> None:
+        super().__init__(
+            f"nobody can say whether transaction {transaction_id} was committed: the connection "
+            "was lost during COMMIT, and the server could not be asked for the outcome; ask it "
+            f"with SELECT txid_status({transaction_id}), which says 'committed', 'aborted', 'in "
+            "progress', or NULL if it has forgotten; do not run the work again before you know"
+        )
+        self.transaction_id = transaction_id
+        self.orig = orig
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the fields when pickled."""
+        return _rebuild_unknown, (self.transaction_id, self.orig)
+
+
+def _rebuild_unknown(transaction_id: int, orig: BaseException) -> CommitOutcomeUnknownError:
+    return CommitOutcomeUnknownError(transaction_id=transaction_id, orig=orig)

@@ -61,6 +61,9 @@ class Profile:
         transaction_pooler: whether a pooler in transaction mode, such as PgBouncer, is in between.
             It may run every transaction on another backend, where a prepared statement is unknown
             or, worse, another one under the same name; so none is kept.
+        resolve_commit: whether a COMMIT whose answer was lost is looked up on a new connection, so
+            that ``commit()`` returns if it has happened. It costs writers one round trip more.
+        resolve_timeout: how long the server is asked for it.
         fault_kinds: overrules what an error means: SQLSTATE to the name of a fault kind.
     """
 
@@ -86,6 +89,8 @@ class Profile:
     tcp_user_timeout: float = _knob(15.0, at_least=0)
     application_name: str | None = None
     transaction_pooler: bool = False
+    resolve_commit: bool = False
+    resolve_timeout: float = _knob(30.0, above=0)
     fault_kinds: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

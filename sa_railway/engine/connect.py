@@ -7,13 +7,11 @@ as the one that fetches a fresh password for every connect.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import logging
 import math
 import os
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -22,18 +20,15 @@ from typing import Any
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
 
-# Not in SQLAlchemy's documentation, but there is no other way to wait in an asyncio engine before
-# it has a connection. tests/chaos/test_connect.py fails when it moves.
-from sqlalchemy.util import await_only
-
 from sa_railway import events
 from sa_railway.config.profile import Profile
 from sa_railway.engine.guard import guarded
 from sa_railway.engine.naming import engine_name
+from sa_railway.engine.waiting import backoff_delay, is_impatient, sleeper
 from sa_railway.exc import DatabaseUnavailableError
 from sa_railway.faults import Fault, FaultKind, classify
 
-__all__ = ["Breaker", "Patience", "backoff_delay"]
+__all__ = ["Breaker", "Patience"]
 
 logger = logging.getLogger("sa_railway.engine.connect")
 
@@ -50,7 +45,7 @@ class Patience:
 
     def __init__(self, profile: Profile, *, is_async: bool) -> None:
         self._profile = profile
-        self._sleep = _sleep_in_loop if is_async else time.sleep
+        self._sleep = sleeper(is_async=is_async)
         self._breaker = Breaker(profile.breaker_pause)
         self._engine = ""
 
@@ -78,6 +73,8 @@ class Patience:
         event.listen(engine, "handle_error", _explain)
 
     def _connect(self, attempt: Callable[[float], Any]) -> Any:
+        if is_impatient.get():
+            return attempt(float("inf"))
         probing = self._breaker.enter()
         try:
             return self._try_for(0.0 if probing else self._profile.connect_patience, attempt)
@@ -115,7 +112,9 @@ class Patience:
             self._breaker.open(error)
             events.announce(events.BreakerOpened(self._engine, self._profile.breaker_pause, error))
             return None
-        return min(backoff_delay(number, self._profile), remaining)
+        profile = self._profile
+        delay = backoff_delay(number, base=profile.backoff_base, cap=profile.backoff_cap)
+        return min(delay, remaining)
 
     def _succeeded(self, attempts: int, seconds: float) -> None:
         if self._breaker.close():
@@ -186,17 +185,6 @@ class Breaker:
             self._probing = False
 
 
-def backoff_delay(number: int, profile: Profile) -> float:
-    """Return the pause in seconds after failed attempt *number*: full jitter, doubling ceiling.
-
-    Clients that lost their server together come back spread over the whole interval ("Exponential
-    Backoff And Jitter", AWS Architecture Blog, 2015).
-    """
-    # 2.0 ** 1024 overflows; no cap is reached later than by the 32nd doubling
-    ceiling = min(profile.backoff_cap, profile.backoff_base * 2.0 ** min(number - 1, 32))
-    return random.uniform(0, ceiling)  # noqa: S311 - spreads load, guards nothing
-
-
 def _unavailable(retry_after: float, error: BaseException) -> DatabaseUnavailableError:
     return DatabaseUnavailableError(
         f"the database could not be reached, and will be tried again in {retry_after:.1f} s; "
@@ -233,10 +221,6 @@ def _limited(arguments: dict[str, Any], left: float) -> dict[str, Any]:
         if isinstance(limit, int | float) and limit > left:
             return {**arguments, name: min(limit, max(2, math.ceil(left)))}
     return arguments
-
-
-def _sleep_in_loop(seconds: float) -> None:
-    await_only(asyncio.sleep(seconds))
 
 
 def _takes_record(creator: Callable[..., Any]) -> bool:

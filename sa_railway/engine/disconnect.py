@@ -46,7 +46,7 @@ def listen(engine: Engine, profile: Profile) -> None:
 def _is_disconnect(context: ExceptionContext, kinds: Mapping[str, str]) -> bool | None:
     """Return the verdict on the error, or None to leave it to SQLAlchemy."""
     fault = classify(context.original_exception, kinds=kinds)
-    if fault.sqlstate in kinds:
+    if fault.sqlstate in kinds or (fault.sqlstate or "")[:2] in kinds:
         return fault.kind is FaultKind.DISCONNECT
     if fault.kind is FaultKind.DISCONNECT:
         return True

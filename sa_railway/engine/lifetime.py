@@ -90,7 +90,7 @@ def _listen_release(engine: Engine, idle_release: float) -> None:
     @guarded
     def checkin(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         idleness = record.info.get(_IDLENESS)
-        if idleness is not None:
+        if idleness is not None and dbapi_connection is not None:  # None: it was invalidated
             idleness.loop = asyncio.get_running_loop() if engine.dialect.is_async else None
             idleness.since = time.monotonic()
             _reaper.start()

@@ -9,14 +9,11 @@ connection invalidates the whole pool, because what killed it mostly killed the 
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import functools
 import logging
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any
 
@@ -30,7 +27,7 @@ from sa_railway import events
 from sa_railway.config.profile import Profile
 from sa_railway.engine.guard import guarded
 from sa_railway.engine.naming import engine_name
-from sa_railway.engine.watchdog import Deadline
+from sa_railway.engine.watchdog import limit
 
 __all__ = ["Look", "listen", "look"]
 
@@ -89,7 +86,7 @@ class _Liveness:
         """Return how the connection was found to be dead, or None: the server has answered."""
         _warn_if_gevent_is_blocked(self._dialect)
         started = time.monotonic()
-        with _limit(record.driver_connection, self._ping_timeout) as expired:
+        with limit(record.driver_connection, self._ping_timeout) as expired:
             try:
                 self._dialect.do_ping(dbapi_connection)
             except Exception:  # noqa: BLE001 - drivers raise OSError, TimeoutError and their own
@@ -128,28 +125,6 @@ def _poll(driver_connection: Any) -> Look:
     if not ready:
         return Look.QUIET
     return Look.CLOSED if ready[0][1] & _HUNG_UP else Look.READABLE
-
-
-@contextlib.contextmanager
-def _limit(driver_connection: Any, seconds: float) -> Iterator[Callable[[], bool]]:
-    """End what the block waits for after *seconds*; yields a function that tells whether it did."""
-    if hasattr(driver_connection, "fileno"):
-        with Deadline(driver_connection.fileno(), seconds) as deadline:
-            yield lambda: deadline.expired
-    elif hasattr(driver_connection, "terminate"):
-        expired: list[bool] = []
-
-        def terminate() -> None:
-            expired.append(True)
-            driver_connection.terminate()
-
-        timer = asyncio.get_running_loop().call_later(seconds, terminate)
-        try:
-            yield lambda: bool(expired)
-        finally:
-            timer.cancel()
-    else:
-        yield lambda: False
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from sa_railway.config.drivers import choose_driver
 from sa_railway.config.options import complete_arguments, engine_options, sqlite_pragmas
 from sa_railway.config.profile import Profile, load_profile
 from sa_railway.config.url import find_url, normalize_url
-from sa_railway.engine import disconnect, fork, lifetime, liveness, sqlite
+from sa_railway.engine import commit, disconnect, fork, lifetime, liveness, sqlite
 from sa_railway.engine.connect import Patience
 
 __all__ = ["RailwayPlugin", "create_engine"]
@@ -84,6 +84,7 @@ class RailwayPlugin(CreateEnginePlugin):
         fork.listen(engine)
         self._patience.listen(engine)
         disconnect.listen(engine, self._profile)
+        commit.listen(engine, self._profile)
         lifetime.listen(engine, self._profile)
         liveness.listen(engine, self._profile)
         sqlite.listen(engine, sqlite_pragmas(self._url))

@@ -7,6 +7,8 @@ the socket down, and the blocked call returns with the driver's own error for a 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import heapq
 import itertools
 import logging
@@ -14,9 +16,11 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
+from typing import Any
 
-__all__ = ["Deadline"]
+__all__ = ["Deadline", "limit"]
 
 logger = logging.getLogger("sa_railway.engine.watchdog")
 
@@ -71,6 +75,35 @@ class Deadline:
         if self._duplicate is not None:
             os.close(self._duplicate)
             self._duplicate = None
+
+
+@contextlib.contextmanager
+def limit(driver_connection: Any, seconds: float) -> Iterator[Callable[[], bool]]:
+    """End what the block waits for after *seconds*, on any driver that can be interrupted.
+
+    psycopg2 and psycopg show their socket. asyncpg has none to show, but its connection can be
+    terminated from its event loop, which runs while the block waits. Other drivers have no limit.
+
+    Yields:
+        A function that tells whether the limit has ended the block.
+    """
+    if hasattr(driver_connection, "fileno"):
+        with Deadline(driver_connection.fileno(), seconds) as deadline:
+            yield lambda: deadline.expired
+    elif hasattr(driver_connection, "terminate"):
+        expired: list[bool] = []
+
+        def terminate() -> None:
+            expired.append(True)
+            driver_connection.terminate()
+
+        timer = asyncio.get_running_loop().call_later(seconds, terminate)
+        try:
+            yield lambda: bool(expired)
+        finally:
+            timer.cancel()
+    else:
+        yield lambda: False
 
 
 class _Watchdog:

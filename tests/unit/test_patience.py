@@ -11,7 +11,9 @@ import pytest
 from sa_railway import events
 from sa_railway.config.profile import Profile
 from sa_railway.engine import connect
-from sa_railway.engine.connect import Breaker, Patience, backoff_delay
+from sa_railway.engine import waiting
+from sa_railway.engine.connect import Breaker, Patience
+from sa_railway.engine.waiting import backoff_delay
 from sa_railway.exc import DatabaseUnavailableError
 
 REFUSED = ConnectionRefusedError(111, "Connection refused")
@@ -37,12 +39,13 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(connect, "time", clock)
+    monkeypatch.setattr(waiting, "time", clock)
     return clock
 
 
 @pytest.fixture
 def longest_pauses(monkeypatch):
-    monkeypatch.setattr(connect, "random", SimpleNamespace(uniform=lambda low, high: high))
+    monkeypatch.setattr(waiting, "random", SimpleNamespace(uniform=lambda low, high: high))
 
 
 def server(*outcomes):
@@ -78,7 +81,7 @@ def test_pauses_double_up_to_the_cap_and_end_with_the_patience(clock, longest_pa
 
 
 def test_pauses_are_drawn_from_the_whole_interval():
-    delays = [backoff_delay(20, Profile()) for _ in range(300)]
+    delays = [backoff_delay(20, base=0.05, cap=1.0) for _ in range(300)]
 
     assert all(0 <= delay <= 1 for delay in delays)
     assert min(delays) < 0.1
@@ -86,7 +89,7 @@ def test_pauses_are_drawn_from_the_whole_interval():
 
 
 def test_a_late_attempt_does_not_overflow():
-    assert 0 <= backoff_delay(100_000, Profile()) <= 1
+    assert 0 <= backoff_delay(100_000, base=0.05, cap=1.0) <= 1
 
 
 def test_the_driver_is_not_given_more_time_than_is_left(clock, longest_pauses):

@@ -20,6 +20,7 @@ PUBLIC = [
     "events",
     "exc",
     "normalize_url",
+    "run_transaction",
 ]
 FOREIGN = """
 import json, sys, sqlalchemy

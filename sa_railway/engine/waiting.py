@@ -1,0 +1,43 @@
+"""How long to wait before something is tried again, and how to wait where an engine lives."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+
+# Not in SQLAlchemy's documentation, but there is no other way to wait in an asyncio engine before
+# it has a connection. tests/chaos/test_connect.py fails when it moves.
+from sqlalchemy.util import await_only
+
+__all__ = ["backoff_delay", "is_impatient", "sleeper"]
+
+is_impatient: ContextVar[bool] = ContextVar("is_impatient", default=False)
+"""Set while somebody who has a rhythm of his own connects: one attempt, and no breaker."""
+
+
+def backoff_delay(number: int, *, base: float, cap: float) -> float:
+    """Return the pause in seconds after failed attempt *number*: full jitter, doubling ceiling.
+
+    Clients that lost their server together come back spread over the whole interval ("Exponential
+    Backoff And Jitter", AWS Architecture Blog, 2015).
+
+    Args:
+        number: 1 for the first attempt.
+        base: the ceiling after the first attempt, in seconds.
+        cap: no pause is longer, in seconds.
+    """
+    # 2.0 ** 1024 overflows; no cap is reached later than by the 32nd doubling
+    ceiling = min(cap, base * 2.0 ** min(number - 1, 32))
+    return random.uniform(0, ceiling)  # noqa: S311 - spreads load, guards nothing
+
+
+def sleeper(*, is_async: bool) -> Callable[[float], None]:
+    """Return the ``sleep()`` of an engine: one of asyncio lets its event loop run meanwhile."""
+    return _sleep_in_loop if is_async else time.sleep
+
+
+def _sleep_in_loop(seconds: float) -> None:
+    await_only(asyncio.sleep(seconds))
