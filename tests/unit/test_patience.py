@@ -10,8 +10,7 @@ import pytest
 
 from sa_railway import events
 from sa_railway.config.profile import Profile
-from sa_railway.engine import connect
-from sa_railway.engine import waiting
+from sa_railway.engine import connect, waiting
 from sa_railway.engine.connect import Breaker, Patience
 from sa_railway.engine.waiting import backoff_delay
 from sa_railway.exc import DatabaseUnavailableError
