@@ -95,6 +95,20 @@ def wait_until_closed(engine):
     raise AssertionError(f"the connections are still {looks}")
 
 
+@pytest.mark.parametrize("driver", SYNC)
+def test_a_killed_connection_is_seen_through_tls(postgres, encrypting_url, driver, seen):
+    """What the server said last is encrypted, and lies in front of its FIN."""
+    engine = sa_railway.create_engine(encrypting_url.set(drivername=f"postgresql+{driver}"))
+    fill(engine, 2)
+    postgres.terminate_backends()
+    wait_until_closed(engine)
+
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT 1")) == 1
+    assert stale(seen) == ["socket"]
+    engine.dispose()
+
+
 def test_plain_sqlalchemy_hands_the_killed_connection_to_the_caller(postgres):
     engine = sqlalchemy.create_engine(postgres.url)
     fill(engine, 2)

@@ -1,0 +1,103 @@
+"""A server that speaks TLS, also where PostgreSQL was built without it."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL
+
+from sa_railway.testing import TemporaryPostgres
+
+# Made for this test; they guard nothing.
+KEY = """\
+-----BEGIN EC PRIVATE KEY-----
+MHcCAQEEIHCkNg4EC1dvMgjGBS8IGU/Icq9ece+CnYrqDQTUQfCDoAoGCCqGSM49
+AwEHoUQDQgAElX9YfcKH8+ohQyH/aevAaGyFJT5EiH61kT81IJQFYQHwrjdXfN8R
+Mio6h+TT3kRJ7ZJ2CXVj/1dtzUh7zbOkww==
+-----END EC PRIVATE KEY-----
+"""
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBgDCCASWgAwIBAgIUQaZ5lD9LYV78EPUKG1d1OWVVlfowCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJMTI3LjAuMC4xMCAXDTI2MTEyMTAxNDkzOVoYDzIxMjYxMDI4
+MDE0OTM5WjAUMRIwEAYDVQQDDAkxMjcuMC4wLjEwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAASVf1h9wofz6iFDIf9p68BobIUlPkSIfrWRPzUglAVhAfCuN1d83xEy
+KjqH5NPeREntknYJdWP/V23NSHvNs6TDo1MwUTAdBgNVHQ4EFgQUOICyhRo7NCXH
+E0SNqfLfmAJcnfowHwYDVR0jBBgwFoAUOICyhRo7NCXHE0SNqfLfmAJcnfowDwYD
+VR0TAQH/BAUwAwEB/zAKBggqhkjOPQQDAgNJADBGAiEAx6BD1zLa9BVuFmfsWWho
+bV/OUu7jq/4Jg6mnW5cJ/KsCIQCJcNUFvPH9xW4YtSbQjbOSMYlvZ3qavFqk8D1S
+pl7oWQ==
+-----END CERTIFICATE-----
+"""
+
+
+class TlsFront:
+    """Answers PostgreSQL's SSLRequest, and passes on what it deciphers to a server without TLS."""
+
+    def __init__(self, context: ssl.SSLContext, upstream: tuple[str, int]) -> None:
+        self._context = context
+        self._upstream = upstream
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        """End when the last client has gone."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(10)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self._threads.append(threading.Thread(target=self._serve, args=(client,)))
+                self._threads[-1].start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(self._upstream) as server,
+            client,
+        ):
+            client.recv(8)  # the SSLRequest
+            client.sendall(b"S")
+            with self._context.wrap_socket(client, server_side=True) as encrypted:
+                pass_on(encrypted, server)
+                # as a server does: the FIN behind what was said last, and no closing handshake
+                encrypted.shutdown(socket.SHUT_WR)
+                while encrypted.recv(65536):
+                    pass
+
+
+def pass_on(encrypted: ssl.SSLSocket, server: socket.socket) -> None:
+    """Pass data on both ways until one side has ended."""
+    ways = {encrypted: server, server: encrypted}
+    while True:
+        pending = [encrypted] if encrypted.pending() else None
+        for source in pending or select.select(ways, [], [])[0]:
+            data = source.recv(65536)
+            if not data:
+                return
+            ways[source].sendall(data)
+
+
+@pytest.fixture
+def encrypting_url(postgres: TemporaryPostgres, tmp_path: Path) -> Iterator[URL]:
+    """The URL of the shared server behind TLS; the host speaks nothing else."""
+    certificate = tmp_path / "server.pem"
+    certificate.write_text(KEY + CERTIFICATE)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    front = TlsFront(context, ("127.0.0.1", postgres.port))
+    yield postgres.url.set(port=front.port).update_query_dict({"sslmode": "require"})
+    front.close()
