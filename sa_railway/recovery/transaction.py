@@ -2,45 +2,27 @@
 
 A transaction that failed before its COMMIT has changed nothing, so it can be run again if the
 failure is one that passes. What became of a COMMIT whose answer was lost is found out by
-``sa_railway.engine.commit``. The decisions are here, once; the two ways to do the work, with and
-without ``await``, are here and in ``sa_railway.asyncio``.
+``sa_railway.engine.commit``, and what to do next is decided by ``sa_railway.recovery.replay``. This
+does the work; ``sa_railway.asyncio`` does it with ``await``.
 """
 
 from __future__ import annotations
 
-import inspect
-import logging
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, event, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError, UnboundExecutionError
+from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from sa_railway import events
-from sa_railway.engine.commit import CommitState, Outcome, watch_commit
-from sa_railway.engine.naming import engine_name
-from sa_railway.engine.waiting import backoff_delay
-from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError, DatabaseUnavailableError
-from sa_railway.faults import FaultKind, classify
+from sa_railway.exc import ConfigurationError
+from sa_railway.recovery.replay import Replay
 
-__all__ = ["Replay", "run_transaction"]
-
-logger = logging.getLogger("sa_railway.recovery.transaction")
+__all__ = ["check_bind", "end_reading", "listening", "run_transaction", "session_listeners"]
 
 Result = TypeVar("Result")
-
-# The server has said, or it goes without saying, that the transaction has changed nothing.
-_PASSING = {
-    FaultKind.SERIALIZATION,
-    FaultKind.DEADLOCK,
-    FaultKind.DISCONNECT,
-    FaultKind.CONNECT_TRANSIENT,
-}
-_ANSWERED = {FaultKind.SERIALIZATION, FaultKind.DEADLOCK}
 
 
 def run_transaction(
@@ -94,109 +76,6 @@ def run_transaction(
         else:
             return result
         time.sleep(delay)
-
-
-class Replay:
-    """The attempts at one transaction: what was promised, what has happened, what to do next."""
-
-    def __init__(
-        self,
-        callback: Callable[[Any], Any],
-        timeout: float,
-        isolation_level: str | None,
-        writes: bool | None,
-        *,
-        is_async: bool = False,
-    ) -> None:
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-            raise ConfigurationError(f"timeout is {timeout!r}; allowed: more than 0 seconds")
-        if str(isolation_level).upper() == "AUTOCOMMIT":
-            raise ConfigurationError(
-                "isolation_level is 'AUTOCOMMIT'; allowed: a level that has transactions"
-            )
-        _check_callback(callback, is_async=is_async)
-        self.callback = callback
-        self.isolation_level = isolation_level
-        self._writes = writes
-        self._started = time.monotonic()
-        self._deadline = self._started + timeout
-        self._attempts = 0
-        self._begin()
-
-    def _begin(self) -> None:
-        self._attempts += 1
-        self._states: list[CommitState] = []
-        self._committing = False
-        self._is_unwatched = False
-        self._engine = ""
-
-    def watch(self, connection: Connection, *, two_phase: bool = False) -> None:
-        """Keep an eye on the COMMIT of *connection*, which has begun a transaction."""
-        state = CommitState(self._deadline, self._writes)
-        self._engine = engine_name(connection.engine)
-        if two_phase or not watch_commit(connection, state):
-            self._is_unwatched = True
-        self._states.append(state)
-
-    def refuse_commit(self, *_: object) -> None:
-        """Listen to commits: before the callback has returned, they are not its business."""
-        if not self._committing:
-            raise ConfigurationError(
-                "callback commits by itself; run_transaction() does so when it returns"
-            )
-
-    def begin_commit(self, *, is_active: bool) -> None:
-        """Say that the callback has returned, and whether it has left the transaction open."""
-        if not is_active:
-            raise ConfigurationError(
-                "callback has ended the transaction by itself; run_transaction() does so when it "
-                "returns or raises"
-            )
-        self._committing = True
-
-    def delay_after(self, error: Exception) -> float | None:
-        """Return for how many seconds to wait before the next attempt; None if there is none."""
-        delay = None
-        if self._may_replay(error):
-            delay = backoff_delay(self._attempts, base=0.05, cap=1.0)
-            if isinstance(error, DatabaseUnavailableError):
-                delay = max(delay, error.retry_after)
-        if delay is None or time.monotonic() + delay > self._deadline:
-            self._note(error)
-            return None
-        logger.info(
-            "%s: attempt %d at a transaction failed, next one in %.2f s: %s",
-            self._engine,
-            self._attempts,
-            delay,
-            type(error).__name__,
-        )
-        events.announce(events.Replayed(self._engine, self._attempts, delay, error))
-        self._begin()
-        return delay
-
-    def _may_replay(self, error: Exception) -> bool:
-        if isinstance(error, CommitOutcomeUnknownError) or not _is_of_database(error):
-            return False
-        kind = classify(error).kind
-        if kind is FaultKind.READ_ONLY:  # a failover, if the connection was given up for it
-            return getattr(error, "connection_invalidated", False) and not self._committing
-        if kind not in _PASSING:
-            return False
-        if not self._committing:
-            return True
-        # of several databases, one may have committed before another one failed
-        if any(s.sent and s.writes and s.outcome is not Outcome.ABORTED for s in self._states):
-            return False
-        return kind in _ANSWERED or not self._is_unwatched
-
-    def _note(self, error: Exception) -> None:
-        if self._attempts > 1:
-            seconds = time.monotonic() - self._started
-            error.add_note(
-                f"sa_railway: run_transaction() gave up after {self._attempts} attempts "
-                f"in {seconds:.1f} s"
-            )
 
 
 def _attempt_for(transactor: object) -> Callable[[Replay], Any]:
@@ -345,33 +224,3 @@ def _has_written(session: Session) -> bool:
         return session.scalar(text("SELECT txid_current_if_assigned()")) is not None
     except UnboundExecutionError:  # a session without a default database
         return False
-
-
-def _is_of_database(error: Exception) -> bool:
-    """Return whether *error* comes from the database and not from something else in the callback.
-
-    asyncpg raises ``OSError`` and ``TimeoutError`` as they are, and so do HTTP clients; only the
-    former come through SQLAlchemy.
-    """
-    if isinstance(error, SQLAlchemyError):
-        return True
-    frames = traceback.walk_tb(error.__traceback__)
-    return any(frame.f_globals.get("__name__", "").startswith("sqlalchemy.") for frame, _ in frames)
-
-
-def _check_callback(callback: object, *, is_async: bool) -> None:
-    """Refuse what could not be called, or would only be called and not run."""
-    if not callable(callback):
-        raise ConfigurationError(
-            f"callback is of type {type(callback).__name__}; allowed: a function of one argument"
-        )
-    if inspect.isgeneratorfunction(callback) or inspect.isasyncgenfunction(callback):
-        raise ConfigurationError(
-            "callback is a generator function, whose body would run after the commit; "
-            "allowed: a function that does its work and returns"
-        )
-    if inspect.iscoroutinefunction(callback) and not is_async:
-        raise ConfigurationError(
-            "callback is a coroutine function; allowed: a function, or "
-            "sa_railway.asyncio.run_transaction()"
-        )

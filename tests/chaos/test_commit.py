@@ -15,8 +15,9 @@ from sqlalchemy.pool import NullPool
 
 import sa_railway
 from sa_railway import events
-from sa_railway.engine import commit
-from sa_railway.engine.commit import CommitState, Outcome, watch_commit
+from sa_railway.engine import commit, outcome
+from sa_railway.engine.commit import CommitState, watch_commit
+from sa_railway.engine.outcome import Outcome, read_ticket
 from sa_railway.exc import CommitOutcomeUnknownError
 from sa_railway.testing import ChaosProxy, TemporaryPostgres
 
@@ -283,13 +284,13 @@ def test_a_server_that_stays_away_leaves_the_outcome_unknown(postgres, plain, ou
 
 
 def test_a_status_too_old_to_be_known_is_unknown(postgres, plain, monkeypatch, outcomes):
-    monkeypatch.setattr(commit, "_STATUS", "SELECT txid_status({xid} - {xid} + 3)")
+    monkeypatch.setattr(outcome, "_STATUS", "SELECT txid_status({xid} - {xid} + 3)")
     with ChaosProxy(postgres.url) as proxy:
         engine = sa_railway.create_engine(proxy.url, resolve_commit=True)
         with engine.connect() as connection:
             insert(connection)
             proxy.cut(after="COMMIT")
-            monkeypatch.setitem(commit._OUTCOMES, "committed", Outcome.UNKNOWN)
+            monkeypatch.setitem(outcome._OUTCOMES, "committed", Outcome.UNKNOWN)
             with pytest.raises(CommitOutcomeUnknownError):
                 connection.commit()
         engine.dispose()
@@ -311,12 +312,12 @@ def ticket_of_an_open_transaction(engine):
     resolver = commit._resolver(engine)
     connection = engine.connect()
     insert(connection)
-    ticket = resolver._ticket(connection.connection)
+    ticket = read_ticket(connection.connection)
     return resolver, ticket, connection
 
 
 def ask(resolver, ticket):
-    return resolver._ask(ticket, commit._Watch(ticket.read_at))
+    return resolver._ask(ticket, outcome.Watch(ticket.read_at))
 
 
 def test_after_a_crash_an_id_that_was_given_out_again_is_not_taken_for_ours(lazy_log):
@@ -358,6 +359,7 @@ def test_after_two_crashes_nobody_can_tell(lazy_log):
         with plain.begin() as stranger:
             stranger.execute(text("INSERT INTO other VALUES (1)"))
     server.restart("immediate")
+    ticket = replace(ticket, read_at=ticket.read_at - 1)  # nobody has looked for a second
 
     assert resolver._resolve(ticket, deadline=float("inf")) is Outcome.UNKNOWN
     engine.dispose()
@@ -421,7 +423,7 @@ def test_behind_a_pooler_nobody_is_ended(postgres, plain):
     resolver = commit._resolver(engine)
     with engine.connect() as connection:
         insert(connection)
-        ticket = resolver._ticket(connection.connection)
+        ticket = read_ticket(connection.connection)
         behind = replace(ticket, pid=None)
 
         assert ask(resolver, behind) is None
