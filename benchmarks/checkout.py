@@ -72,7 +72,7 @@ def main() -> None:
             report(f"{driver}, checkout", measure(url, checkout, rounds, 500))
             report(f"{driver}, SELECT 1", measure(url, checkout_and_query, rounds, 100))
             with ChaosProxy(url) as proxy, proxy.latency(0.001):
-                report(f"{driver} + 2 ms, checkout", measure(proxy.url, checkout, rounds, 10))
+                report(f"{driver} + 2 ms, checkout", measure(proxy.url, checkout, rounds, 100))
                 report(
                     f"{driver} + 2 ms, SELECT 1", measure(proxy.url, checkout_and_query, rounds, 5)
                 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy.ext.asyncio
 from sqlalchemy import URL
@@ -15,21 +16,22 @@ from sqlalchemy.ext.asyncio import (
     async_scoped_session,
     async_sessionmaker,
 )
+from sqlalchemy.pool import NullPool
 
 from sa_railway.config.drivers import choose_driver
 from sa_railway.config.options import engine_options
 from sa_railway.config.profile import Profile
 from sa_railway.config.url import find_url
 from sa_railway.exc import ConfigurationError
-from sa_railway.recovery.transaction import (
-    Replay,
-    check_bind,
-    end_reading,
-    listening,
-    session_listeners,
-)
+from sa_railway.recovery.gate import Gate
+from sa_railway.recovery.replay import Replay
+from sa_railway.recovery.transaction import check_bind, end_reading, listening, session_listeners
+from sa_railway.recovery.wait import Progress, Wait
 
-__all__ = ["create_async_engine", "run_transaction"]
+if TYPE_CHECKING:
+    from sa_railway.observe.health import HealthReport
+
+__all__ = ["check_health", "create_async_engine", "run_transaction", "wait_for_database"]
 
 Result = TypeVar("Result")
 
@@ -167,3 +169,72 @@ async def _roll_back(session: AsyncSession) -> None:
         await session.rollback()
     except (DBAPIError, OSError):
         await session.invalidate()
+
+
+async def wait_for_database(
+    target: str | URL | AsyncEngine | None = None,
+    *,
+    timeout: float = 120.0,
+    tables: Sequence[str] = (),
+    revision: str | None = None,
+    alembic_config: str = "alembic.ini",
+    progress: Progress | None = None,
+) -> None:
+    """Do what ``sa_railway.wait_for_database()`` does, for asyncio.
+
+    Args:
+        target: a URL or an AsyncEngine; None looks for a URL in the environment.
+        timeout: as there.
+        tables: as there.
+        revision: as there.
+        alembic_config: as there.
+        progress: as there; an ordinary function.
+
+    Raises:
+        ConfigurationError: as there.
+        NotReadyError: as there.
+        Exception: as there.
+    """
+    gate = Gate(tables, revision, alembic_config)
+    async with _engine_for(target) as engine:
+        wait = Wait(engine.sync_engine, timeout, gate, progress)
+        while True:
+            try:
+                with wait.attempt():
+                    async with engine.connect() as connection:
+                        missing = await connection.run_sync(wait.look)
+            except Exception as error:
+                delay = wait.delay_after(error)
+                if delay is None:
+                    raise
+            else:
+                if not missing:
+                    wait.end()
+                    return
+                delay = wait.delay_without(missing)
+            await asyncio.sleep(delay)
+
+
+@asynccontextmanager
+async def _engine_for(target: str | URL | AsyncEngine | None) -> AsyncIterator[AsyncEngine]:
+    """Yield *target*, or an engine of its own, which is disposed of in the end."""
+    if isinstance(target, AsyncEngine):
+        yield target
+        return
+    if target is not None and not isinstance(target, str | URL):
+        raise ConfigurationError(
+            f"target is of type {type(target).__name__}; allowed: a URL or an AsyncEngine; for an "
+            "Engine, sa_railway.wait_for_database()"
+        )
+    engine = create_async_engine(target, profile="script", poolclass=NullPool)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+async def check_health(engine: AsyncEngine) -> HealthReport:
+    """Do what ``sa_railway.check_health()`` does, for asyncio."""
+    from sa_railway.observe.health import check_health_async  # with the page; few programs ask
+
+    return await check_health_async(engine)

@@ -1,30 +1,35 @@
 """What happened to the connections of an engine: frozen records, and a place to subscribe to them.
 
-Behaviours announce; metrics, logs and applications listen. Nothing is built while nobody listens.
+Behaviours announce; metrics, logs and applications listen. What happens at every checkout is built
+only while somebody listens to it.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 __all__ = [
     "BreakerClosed",
     "BreakerOpened",
+    "CheckedOut",
     "CommitResolved",
     "ConnectAttemptFailed",
     "Connected",
     "DisconnectSeen",
     "Event",
     "IdleReleased",
+    "Invalidated",
+    "LeakReturned",
+    "Leaked",
+    "LeftoversRolledBack",
     "Pinged",
     "Replayed",
     "Retried",
     "StaleFound",
     "announce",
-    "has_subscribers",
     "subscribe",
 ]
 
@@ -69,6 +74,13 @@ class BreakerClosed(Event):
 
 
 @dataclass(frozen=True)
+class CheckedOut(Event):
+    """A connection was checked out of the pool, *seconds* after it had been asked for."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Pinged(Event):
     """A pooled connection answered a ping after *seconds*."""
 
@@ -83,6 +95,13 @@ class StaleFound(Event):
     """
 
     how: str
+
+
+@dataclass(frozen=True)
+class Invalidated(Event):
+    """A connection was given up and closed, because of *error* or because somebody asked for it."""
+
+    error: BaseException | None
 
 
 @dataclass(frozen=True)
@@ -131,43 +150,80 @@ class IdleReleased(Event):
     seconds: float
 
 
+@dataclass(frozen=True)
+class LeftoversRolledBack(Event):
+    """What *where*, a request or a command, left uncommitted was rolled back.
+
+    *failed* says whether it ended with an error, after which nobody expects anything else. The
+    engine is nameless if the session had not yet used any, so that only objects were lost.
+    """
+
+    where: str
+    failed: bool
+
+
+@dataclass(frozen=True)
+class Leaked(Event):
+    """A connection has been held for *seconds* now; *stack* says where it was checked out."""
+
+    seconds: float
+    stack: str
+
+
+@dataclass(frozen=True)
+class LeakReturned(Event):
+    """A connection that counted as leaked came back after *seconds*."""
+
+    seconds: float
+
+
 Subscriber = Callable[[Event], object]
+Subscription = tuple[Subscriber, tuple[type[Event], ...]]
 
 _lock = threading.Lock()
-_subscribers: tuple[Subscriber, ...] = ()
+_subscriptions: tuple[Subscription, ...] = ()
+_hearers: Mapping[type[Event], tuple[Subscriber, ...]] = {}
+heard: set[type[Event]] = set()
+"""The kinds that somebody listens to. What is dear to build is not built of the others."""
 _failed: set[int] = set()
 
 
-def subscribe(subscriber: Subscriber) -> Callable[[], None]:
-    """Call *subscriber* with every event of every engine in this process.
+def subscribe(subscriber: Subscriber, *kinds: type[Event]) -> Callable[[], None]:
+    """Call *subscriber* with the events of every engine in this process.
 
     It runs in the thread that the event happened in, often within a checkout, so it must be quick
     and must not use the database. If it raises, that is logged once and does not reach the caller.
     May be called from any thread; a forked child keeps the subscribers of its parent.
 
+    Args:
+        subscriber: takes the event.
+        *kinds: the classes of the events it wants; none means all of them. ``CheckedOut`` comes
+            with every checkout, so who does without it saves some microseconds each time.
+
     Returns:
         A function that ends the subscription. It may be called twice.
     """
-    global _subscribers
+    subscription = (subscriber, kinds or (Event,))
+    _change(lambda now: (*now, subscription))
+    return lambda: _change(lambda now: tuple(s for s in now if s is not subscription))
+
+
+def _change(change: Callable[[tuple[Subscription, ...]], tuple[Subscription, ...]]) -> None:
+    """Replace the subscriptions and the table of who hears what; their readers never lock."""
+    global _subscriptions, _hearers
     with _lock:
-        _subscribers = (*_subscribers, subscriber)
-
-    def unsubscribe() -> None:
-        global _subscribers
-        with _lock:
-            _subscribers = tuple(s for s in _subscribers if s is not subscriber)
-
-    return unsubscribe
-
-
-def has_subscribers() -> bool:
-    """Return whether anybody listens: what is costly to build need not be built otherwise."""
-    return bool(_subscribers)
+        _subscriptions = change(_subscriptions)
+        _hearers = {
+            kind: tuple(hearer for hearer, kinds in _subscriptions if issubclass(kind, kinds))
+            for kind in Event.__subclasses__()
+        }
+        for kind, hearers in _hearers.items():
+            (heard.add if hearers else heard.discard)(kind)
 
 
 def announce(event: Event) -> None:
-    """Hand *event* to every subscriber. Never raises."""
-    for subscriber in _subscribers:
+    """Hand *event* to everybody who wants it. Never raises."""
+    for subscriber in _hearers.get(type(event), ()):
         try:
             subscriber(event)
         except Exception:

@@ -21,6 +21,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sa_railway import events
 from sa_railway.config.profile import Profile
 from sa_railway.engine.guard import guarded
+from sa_railway.engine.marks import mark_undone
 from sa_railway.engine.naming import engine_name
 from sa_railway.engine.outcome import LOOKS, Outcome, Ticket, Watch, ask, read_ticket
 from sa_railway.engine.statements import may_write
@@ -106,8 +107,9 @@ class _Resolver:
         self.timeout: float | None = None  # for every COMMIT, watched or not
         dialect: Any = engine.dialect
         dialect.do_commit = self.do_commit
-        event.listen(engine, "before_cursor_execute", _note_writes)
-        event.listen(engine, "commit", _note_connection)
+        # Events of the dialect: those of the engine would be joined anew for every Connection.
+        for name in ("do_execute", "do_executemany", "do_execute_no_params"):
+            event.listen(engine, name, _note)
         event.listen(engine, "checkin", _forget)
 
     def do_commit(self, proxied: PoolProxiedConnection) -> None:
@@ -147,6 +149,7 @@ class _Resolver:
         logger.info("%s: the answer to a COMMIT was lost; outcome: %s", name, outcome.value)
         events.announce(events.CommitResolved(name, outcome.value, seconds))
         if outcome is Outcome.ABORTED:
+            mark_undone(error)
             error.add_note(
                 "sa_railway: the transaction was rolled back and has changed nothing; "
                 "it can safely be run again"
@@ -195,15 +198,15 @@ class _Resolver:
 
 
 @guarded
-def _note_writes(connection: Connection, cursor: object, statement: str, *details: object) -> None:
+def _note(cursor: object, statement: str, *others: Any) -> None:
+    """Remember who executes on the connection, and whether that may write."""
+    connection = others[-1].root_connection
+    if not connection.in_transaction():
+        return  # a question of the dialect itself, at its first connect
+    info = connection.connection.info
+    info[_CONNECTION] = connection  # do_commit() is not told who commits
     if may_write(statement):
-        connection.connection.info[_WROTE] = True
-
-
-@guarded
-def _note_connection(connection: Connection) -> None:
-    """Remember who commits: ``do_commit()`` is not told."""
-    connection.connection.info[_CONNECTION] = connection
+        info[_WROTE] = True
 
 
 @guarded

@@ -24,7 +24,7 @@ from sa_railway import events
 from sa_railway.config.profile import Profile
 from sa_railway.engine.guard import guarded
 from sa_railway.engine.naming import engine_name
-from sa_railway.engine.waiting import backoff_delay, is_impatient, sleeper
+from sa_railway.engine.waiting import attempt_limit, backoff_delay, is_impatient, sleeper
 from sa_railway.exc import DatabaseUnavailableError
 from sa_railway.faults import Fault, FaultKind, classify
 
@@ -74,7 +74,7 @@ class Patience:
 
     def _connect(self, attempt: Callable[[float], Any]) -> Any:
         if is_impatient.get():
-            return attempt(float("inf"))
+            return attempt(attempt_limit.get())
         probing = self._breaker.enter()
         try:
             return self._try_for(0.0 if probing else self._profile.connect_patience, attempt)
@@ -124,7 +124,7 @@ class Patience:
             logger.info(
                 "%s: connected at attempt %d, after %.1f s", self._engine, attempts, seconds
             )
-        if events.has_subscribers():
+        if events.Connected in events.heard:
             events.announce(events.Connected(self._engine, attempts, seconds))
 
 

@@ -60,6 +60,9 @@ _RECOVERY = """
 LOOKS = (0.02, 0.06)
 _BLIND = 0.1
 
+# Seconds that a backend gets to finish a COMMIT whose client is gone, before it is ended.
+_GRACE = 0.1
+
 
 class Outcome(enum.Enum):
     """What is known of a COMMIT."""
@@ -111,6 +114,10 @@ class Watch:
         self._gap = max(self._gap, now - self._last)
         self._last = now
 
+    def is_patient_no_more(self) -> bool:
+        """Return whether a COMMIT has had its time to end by itself, which most do in no time."""
+        return time.monotonic() - self._since > _GRACE
+
     def is_first_life(self, uptime: float) -> bool:
         """Return whether a server that is up for *uptime* seconds cannot have been up before."""
         return self._gap <= _BLIND or time.monotonic() - self._since - uptime <= _BLIND
@@ -124,7 +131,7 @@ def ask(proxied: PoolProxiedConnection, ticket: Ticket, watch: Watch) -> Outcome
     if incarnation != ticket.incarnation:
         return _ask_after_restart(proxied, ticket, watch.is_first_life(uptime))
     (status,) = _row(proxied, _STATUS, ticket)
-    if status == "in progress" and ticket.pid is not None:
+    if status == "in progress" and ticket.pid is not None and watch.is_patient_no_more():
         _row(proxied, _FENCE, ticket)
     return _OUTCOMES[status]
 

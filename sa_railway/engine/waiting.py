@@ -12,10 +12,13 @@ from contextvars import ContextVar
 # it has a connection. tests/chaos/test_connect.py fails when it moves.
 from sqlalchemy.util import await_only
 
-__all__ = ["backoff_delay", "is_impatient", "sleeper"]
+__all__ = ["attempt_limit", "backoff_delay", "is_impatient", "sleeper"]
 
 is_impatient: ContextVar[bool] = ContextVar("is_impatient", default=False)
 """Set while somebody who has a rhythm of his own connects: one attempt, and no breaker."""
+
+attempt_limit: ContextVar[float] = ContextVar("attempt_limit", default=float("inf"))
+"""Seconds that such an attempt may take, for each address of the server; from 2 on."""
 
 
 def backoff_delay(number: int, *, base: float, cap: float) -> float:

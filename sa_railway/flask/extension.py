@@ -5,13 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flask import current_app, has_app_context
+
+from sa_railway.engine import counting
+from sa_railway.engine.profiles import profile_of
 from sa_railway.exc import ConfigurationError
 from sa_railway.flask import circumstances, uncommitted
+from sa_railway.flask.health import PREFIX_SETTING, add_routes, checked_prefix
 from sa_railway.flask.teardown import end_session
+from sa_railway.recovery.sessions import OpenSession, add_source
 
 if TYPE_CHECKING:
     from flask import Flask
     from flask_sqlalchemy import SQLAlchemy
+    from sqlalchemy import Engine
 
 __all__ = ["Railway"]
 
@@ -31,9 +38,11 @@ class Railway:
             ``"rollback"``, or ``"commit"`` for code that relies on it. They are committed only
             after a success: no exception, and a status below 400. The key ``RAILWAY_LEFTOVERS``
             of an app's configuration overrules this for that app.
+        health: the prefix of the endpoints ``live``, ``ready`` and ``database``, or None for none.
+            The key ``RAILWAY_HEALTH`` of an app's configuration overrules this for that app.
 
     Raises:
-        ConfigurationError: *leftovers* is neither; otherwise as ``init_app()``.
+        ConfigurationError: *leftovers* or *health* is not allowed; otherwise as ``init_app()``.
     """
 
     def __init__(
@@ -42,9 +51,12 @@ class Railway:
         db: SQLAlchemy | None = None,
         *,
         leftovers: str = "rollback",
+        health: str | None = "/health",
     ) -> None:
         self._db = db
         self._leftovers = _checked("leftovers", leftovers)
+        self._health = health
+        checked_prefix("health", health)
         if app is not None:
             self.init_app(app)
 
@@ -57,7 +69,8 @@ class Railway:
 
         Raises:
             ConfigurationError: *app* has no Flask-SQLAlchemy extension yet, has another one than
-                *db*, or has a ``Railway`` already; or ``RAILWAY_LEFTOVERS`` is not allowed.
+                *db*, has a ``Railway`` already, or has a view of its own where a health endpoint
+                belongs; or a setting is not allowed.
         """
         if "railway" in app.extensions:
             raise ConfigurationError(
@@ -70,11 +83,16 @@ class Railway:
                 "RAILWAY_LEFTOVERS", app.config.get("RAILWAY_LEFTOVERS", self._leftovers)
             ),
         )
+        prefix = checked_prefix(PREFIX_SETTING, app.config.get(PREFIX_SETTING, self._health))
+        if prefix is not None:
+            add_routes(app, prefix, state.engines)
         with app.app_context():
             for engine in state.db.engines.values():
                 uncommitted.watch(engine)
+                counting.listen(engine, profile_of(engine))
         app.extensions["railway"] = state
         circumstances.watch(app)
+        add_source(_current_session)
         # registered later than Flask-SQLAlchemy's own, so Flask calls it earlier
         app.teardown_appcontext(state.end_session)
 
@@ -86,8 +104,21 @@ class _AppState:
     db: SQLAlchemy
     leftovers: str
 
+    def engines(self) -> dict[str, Engine]:
+        """Return the engines by the names of their binds; to be called in a context of the app."""
+        return {bind or "default": engine for bind, engine in self.db.engines.items()}
+
     def end_session(self, error: BaseException | None) -> None:
         end_session(self.db.session, error, commit=self.leftovers == "commit")
+
+
+def _current_session() -> OpenSession | None:
+    """Return ``db.session`` of the current context, for ``retry()`` to roll back."""
+    state = current_app.extensions.get("railway") if has_app_context() else None
+    if state is None:
+        return None
+    session = state.db.session()
+    return OpenSession(session, is_taken=bool(uncommitted.Uncommitted.of(session)))
 
 
 def _checked(name: str, value: object) -> str:

@@ -317,7 +317,7 @@ def ticket_of_an_open_transaction(engine):
 
 
 def ask(resolver, ticket):
-    return resolver._ask(ticket, outcome.Watch(ticket.read_at))
+    return resolver._ask(ticket, outcome.Watch(ticket.read_at - 1))
 
 
 def test_after_a_crash_an_id_that_was_given_out_again_is_not_taken_for_ours(lazy_log):

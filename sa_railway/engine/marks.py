@@ -1,0 +1,133 @@
+"""Marks on the errors of all engines, for what an exception does not say by itself.
+
+A COMMIT and a ROLLBACK that are lost raise the same exception, and a statement that commits by
+itself fails like one within a transaction. Who wants to run work again must know the difference:
+what may have been committed must not be done twice. So the error is looked at where it arises.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from sa_railway.engine.guard import guarded
+from sa_railway.engine.naming import engine_name
+from sa_railway.engine.statements import may_write
+from sa_railway.exc import CommitOutcomeUnknownError
+from sa_railway.faults import FaultKind, classify
+
+__all__ = ["engine_of", "is_in_doubt", "mark_errors", "mark_undone"]
+
+_IN_DOUBT = "railway_in_doubt"
+_ENGINE = "railway_engine"
+
+# The server has not answered, or in words that nobody knows. Any other error is its answer: it has
+# rolled back.
+_UNANSWERED = {FaultKind.DISCONNECT, FaultKind.CONNECT_TRANSIENT, FaultKind.PERMANENT}
+_COMMIT = re.compile(r"\bcommit\b|(?:\A|;)\s*end\b", re.IGNORECASE)
+
+
+def mark_errors() -> None:
+    """Look at the errors of every engine in this process from now on; may be called twice."""
+    if not event.contains(Engine, "handle_error", _mark):
+        event.listen(Engine, "handle_error", _mark)
+
+
+def mark_undone(error: BaseException) -> None:
+    """Say of a driver's *error* that nothing was committed, although it arose during a COMMIT."""
+    setattr(error, _IN_DOUBT, False)
+
+
+def is_in_doubt(error: BaseException, *, since: BaseException | None = None) -> bool:
+    """Return whether what failed with *error* may have been committed all the same.
+
+    Whatever was being handled when *error* was raised counts, too: the report of a lost COMMIT may
+    have failed like the COMMIT itself.
+
+    Args:
+        error: as the work has raised it.
+        since: what was being handled when the work began, which is not of its doing.
+    """
+    heads: list[BaseException | None] = [error]
+    for e in _history(error, since):
+        if isinstance(e, CommitOutcomeUnknownError) or getattr(e, _IN_DOUBT, False):
+            return True
+        if hasattr(e, _IN_DOUBT) and e.__context__ is not e.__cause__:
+            heads.append(e.__context__)  # what was going on when this rollback failed, for instance
+    return any(_is_unseen_loss(head) for head in heads if head is not None and head is not since)
+
+
+def engine_of(error: BaseException) -> str:
+    """Return the name of the engine that *error* comes from; "" if no engine has seen it."""
+    return next((getattr(e, _ENGINE) for e in _history(error, None) if hasattr(e, _ENGINE)), "")
+
+
+def _history(error: BaseException | None, since: BaseException | None) -> Iterator[BaseException]:
+    """Yield *error* and all that led to it, each once."""
+    seen = {id(since)}
+    found: list[Any] = [error]
+    while found:
+        current = found.pop()
+        if isinstance(current, BaseException) and id(current) not in seen:
+            seen.add(id(current))
+            yield current
+            found += [current.__context__, current.__cause__, getattr(current, "orig", None)]
+
+
+def _is_unseen_loss(error: BaseException) -> bool:
+    """Return whether *error* is a loss that no engine has seen, and so could be that of a COMMIT.
+
+    It is the driver's own, whose connection was used without SQLAlchemy, or comes from another
+    process. What is lost while a pool connects is not seen either, but had not begun to work.
+    """
+    if any(hasattr(e, _IN_DOUBT) for e in (error, error.__cause__, getattr(error, "orig", None))):
+        return False
+    if isinstance(error, SQLAlchemyError) and not _is_without_statement(error):
+        return False
+    if classify(error).kind is not FaultKind.DISCONNECT:
+        return False
+    return ("sqlalchemy.pool.base", "connect") not in _functions(error)
+
+
+def _is_without_statement(error: SQLAlchemyError) -> bool:
+    return isinstance(error, DBAPIError) and error.statement is None
+
+
+@guarded
+def _mark(context: ExceptionContext) -> None:
+    error = context.original_exception
+    if context.engine is not None:
+        setattr(error, _ENGINE, engine_name(context.engine))
+    if not hasattr(error, _IN_DOUBT):
+        setattr(error, _IN_DOUBT, _may_be_committed(context))
+
+
+def _may_be_committed(context: ExceptionContext) -> bool:
+    error, statement = context.original_exception, context.statement
+    if classify(error).kind not in _UNANSWERED:
+        return False
+    if statement is None:
+        # a COMMIT, a ROLLBACK or a BEGIN: only the functions it has passed through can tell
+        return any(name.startswith("do_commit") for _, name in _functions(error))
+    if _COMMIT.search(statement):
+        return True
+    return may_write(statement) and _commits_by_itself(context.connection)
+
+
+def _functions(error: BaseException) -> Iterator[tuple[str, str]]:
+    """Yield the module and name of every function that *error* has passed through."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        yield frame.f_globals.get("__name__", ""), frame.f_code.co_name
+
+
+def _commits_by_itself(connection: Connection | None) -> bool:
+    """Return whether *connection* is in autocommit, as its driver says."""
+    if connection is None:
+        return False
+    return getattr(connection.connection.dbapi_connection, "autocommit", False) is True

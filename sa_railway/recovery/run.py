@@ -1,0 +1,150 @@
+"""One use of ``retry()``: which error passes, what may be done twice, and how long to wait.
+
+The loop is tenacity's; here is the judgement that it asks for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import tenacity
+from sqlalchemy.exc import PendingRollbackError
+
+from sa_railway import events
+from sa_railway.engine.marks import engine_of, is_in_doubt
+from sa_railway.faults import classify
+from sa_railway.recovery.limits import Limits
+from sa_railway.recovery.origin import is_of_database
+
+if TYPE_CHECKING:
+    from sa_railway.recovery.sessions import OpenSession
+
+__all__ = ["Run"]
+
+logger = logging.getLogger("sa_railway.recovery.retry")
+
+
+class Run:
+    """One use of a ``Retry``: what tenacity asks on the way, and what has happened so far."""
+
+    def __init__(self, name: str, limits: Limits, sessions: list[OpenSession]) -> None:
+        self._name = name
+        self._limits = limits
+        self._sessions = sessions
+        self._handled_before = sys.exception()
+        self._started = time.monotonic()
+        self._attempts = 0
+        self._error: Exception | None = None  # of the last attempt, if it is the database's
+        self._cause: Exception | None = None  # of the last attempt that was not just a consequence
+        self._objection: str | None = None
+
+    def loop(self) -> tenacity.Retrying:
+        """Return the loop for a function or a block; for one use."""
+        return tenacity.Retrying(**self._strategies(), after=self._roll_back, sleep=time.sleep)
+
+    def async_loop(self) -> tenacity.AsyncRetrying:
+        """Return the same for a coroutine."""
+        return tenacity.AsyncRetrying(
+            **self._strategies(), after=self._roll_back_async, sleep=asyncio.sleep
+        )
+
+    def _strategies(self) -> dict[str, Any]:
+        limits = self._limits
+        return {
+            "retry": self._is_worthwhile,
+            "wait": self._delay,
+            "stop": tenacity.stop_after_attempt(limits.attempts)
+            | tenacity.stop_before_delay(limits.deadline),
+            "before_sleep": self._tell,
+            "reraise": True,
+        }
+
+    def _is_worthwhile(self, state: tenacity.RetryCallState) -> bool:
+        error = _error_of(state)
+        if not isinstance(error, Exception) or not is_of_database(error):
+            return False
+        self._attempts = state.attempt_number
+        self._error = error
+        if not self._is_consequence(error):
+            self._cause = error
+            if not classify(error).transient:
+                return False
+        self._objection = self._object_to(error)
+        return self._objection is None
+
+    def _is_consequence(self, error: Exception) -> bool:
+        """Return whether *error* only says that an earlier failure was not rolled back."""
+        if isinstance(error, PendingRollbackError):
+            return True
+        return self._cause is not None and classify(error).sqlstate == "25P02"
+
+    def _object_to(self, error: Exception) -> str | None:
+        """Return what speaks against running the work again, although the fault may pass."""
+        if is_in_doubt(error, since=self._handled_before):
+            return "the work may have been committed, and would then be done twice"
+        if any(session.is_taken for session in self._sessions):
+            return "the session held earlier work when this began, and a rollback would lose it"
+        if self._is_consequence(error) and not self._sessions:
+            return "the transaction was begun elsewhere, and can only be rolled back there"
+        return None
+
+    def _delay(self, state: tenacity.RetryCallState) -> float:
+        limits = self._limits
+        ceiling = tenacity.wait_exponential(limits.backoff_base, limits.backoff_cap)(state)
+        # the lower half is kept: a few attempts that come all at once are wasted on an outage
+        delay = random.uniform(ceiling / 2, ceiling)  # noqa: S311 - spreads load, guards nothing
+        # a DatabaseUnavailableError knows when it makes sense to ask again
+        return max(delay, getattr(_error_of(state), "retry_after", 0.0))
+
+    def _tell(self, state: tenacity.RetryCallState) -> None:
+        error = cast("BaseException", _error_of(state))
+        logger.info(
+            "%s: attempt %d failed, next one in %.2f s: %s",
+            self._name,
+            state.attempt_number,
+            state.upcoming_sleep,
+            type(error).__name__,
+        )
+        events.announce(
+            events.Retried(engine_of(error), state.attempt_number, state.upcoming_sleep, error)
+        )
+
+    def _roll_back(self, _: tenacity.RetryCallState) -> None:
+        for session in self._sessions:
+            session.roll_back()
+
+    async def _roll_back_async(self, _: tenacity.RetryCallState) -> None:
+        for session in self._sessions:
+            await session.roll_back_async()
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Let the database's exception that ends the block say what was tried, if anything was."""
+        try:
+            yield
+        except Exception as error:
+            if error is not self._error:
+                raise
+            cause = self._cause or error
+            if self._attempts > 1 or self._objection:
+                cause.add_note(self._summary())
+            if cause is error:
+                raise
+            raise cause from cause.__cause__
+
+    def _summary(self) -> str:
+        attempts = "1 attempt" if self._attempts == 1 else f"{self._attempts} attempts"
+        seconds = time.monotonic() - self._started
+        reason = f": {self._objection}" if self._objection else ""
+        return f"sa_railway: retry() gave up after {attempts} in {seconds:.1f} s{reason}"
+
+
+def _error_of(state: tenacity.RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None
