@@ -16,9 +16,16 @@ ENVIRONMENT_PREFIX = "SA_RAILWAY_"
 _OTHER_VARIABLES = frozenset({"SA_RAILWAY_PROFILE"})
 
 
-def _knob(default: Any, *, above: float | None = None, at_least: float | None = None) -> Any:
-    """A dataclass field with a default and the bound that ``Profile`` checks."""
-    return field(default=default, metadata={"above": above, "at_least": at_least})
+def _knob(
+    default: Any,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A dataclass field with a default and the bounds that ``Profile`` checks."""
+    bounds = {"above": above, "at_least": at_least, "at_most": at_most}
+    return field(default=default, metadata=bounds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,10 @@ class Profile:
             earlier, so that a pool that was filled at once is not emptied at once.
         idle_release: connections that nobody used for this long are closed; None keeps them.
             A pool by itself never closes an idle connection.
+        metrics: whether what happens is counted, for the health report. ``Railway(app, db)`` counts
+            for its engines whatever is said here; elsewhere a checkout costs nothing for it.
+        leak_after: a connection that is held for longer is logged, with the stack of its checkout;
+            None does not watch. 30, Gunicorn's worker timeout, is longer than a request may take.
         pre_ping: whether a connection is checked at checkout.
         trust_idle: a connection idle for less than this is checked by a look at its socket alone;
             pgx asks the server after 1 second, too.
@@ -64,6 +75,20 @@ class Profile:
         resolve_commit: whether a COMMIT whose answer was lost is looked up on a new connection, so
             that ``commit()`` returns if it has happened. It costs writers one round trip more.
         resolve_timeout: how long the server is asked for it.
+        probe_timeout: how long readiness and health wait for the server. Whoever asks must wait a
+            little longer; Kubernetes does not unless its ``timeoutSeconds`` is raised from 1.
+        probe_cache: an answer of the server serves all who ask within this time, so that probes
+            cannot become load.
+        health_window: success rate, reconnections and rollbacks are counted over this time: long
+            enough for a quiet application, short enough to forget what is over.
+        health_success_rate: health is degraded if a smaller share of the statements succeeds.
+        health_reconnections: health is degraded by more reconnections in the window.
+        health_rollbacks: health is degraded by more rollbacks in the window.
+        health_connections_warn: health is degraded from this share of the server's connections on.
+            This and the next one are where Railway itself draws the lines.
+        health_connections_critical: health is critical from this share on.
+        health_idle_in_transaction: a session that has been idle in a transaction for longer is
+            counted. 60 is twice what Gunicorn grants a request.
         fault_kinds: overrules what an error means: SQLSTATE to the name of a fault kind.
     """
 
@@ -74,6 +99,8 @@ class Profile:
     pool_recycle: float = _knob(240.0, above=0)
     recycle_jitter: float = _knob(0.2, at_least=0)
     idle_release: float | None = _knob(None, above=0)
+    metrics: bool = False
+    leak_after: float | None = _knob(None, above=0)
     pre_ping: bool = True
     trust_idle: float = _knob(1.0, at_least=0)
     ping_timeout: float = _knob(2.0, above=0)
@@ -91,6 +118,15 @@ class Profile:
     transaction_pooler: bool = False
     resolve_commit: bool = False
     resolve_timeout: float = _knob(30.0, above=0)
+    probe_timeout: float = _knob(2.0, above=0)
+    probe_cache: float = _knob(1.0, at_least=0)
+    health_window: float = _knob(300.0, above=0)
+    health_success_rate: float = _knob(0.95, at_least=0, at_most=1)
+    health_reconnections: int = _knob(10, at_least=0)
+    health_rollbacks: int = _knob(20, at_least=0)
+    health_connections_warn: float = _knob(0.7, above=0, at_most=1)
+    health_connections_critical: float = _knob(0.9, above=0, at_most=1)
+    health_idle_in_transaction: float = _knob(60.0, above=0)
     fault_kinds: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -127,14 +163,23 @@ def _check_type(name: str, annotation: str, value: object) -> None:
         raise ConfigurationError(f"{name} is {value!r}; allowed: {allowed}")
 
 
-def _check_bound(name: str, value: float, *, above: float | None, at_least: float | None) -> None:
-    """Raise unless *value* is finite and within its bound."""
+def _check_bound(
+    name: str,
+    value: float,
+    *,
+    above: float | None,
+    at_least: float | None,
+    at_most: float | None,
+) -> None:
+    """Raise unless *value* is finite and within its bounds."""
     if not math.isfinite(value):
         raise ConfigurationError(f"{name} is {value!r}; allowed: a finite number")
     if above is not None and value <= above:
         raise ConfigurationError(f"{name} is {value!r}; allowed: more than {above:g}")
     if at_least is not None and value < at_least:
         raise ConfigurationError(f"{name} is {value!r}; allowed: {at_least:g} or more")
+    if at_most is not None and value > at_most:
+        raise ConfigurationError(f"{name} is {value!r}; allowed: {at_most:g} or less")
 
 
 PROFILES: Mapping[str, Profile] = {

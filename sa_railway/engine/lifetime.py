@@ -51,11 +51,15 @@ def _listen_recycling(engine: Engine, profile: Profile) -> None:
         share = random.uniform(0, profile.recycle_jitter)  # noqa: S311 - spreads load, guards nothing
         record.info[_RECYCLE_AT] = time.monotonic() + profile.pool_recycle * (1 - share)
 
-    @guarded
+    # unguarded, because it is on the way of every checkin; what seldom runs is not
     def checkin(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        # soft: the pool closes it at its next checkout, where it would look for pool_recycle too
         if time.monotonic() > record.info.get(_RECYCLE_AT, float("inf")):
-            record.invalidate(soft=True)
+            retire(record)
+
+    @guarded
+    def retire(record: ConnectionPoolEntry) -> None:
+        # soft: the pool closes it at its next checkout, where it would look for pool_recycle too
+        record.invalidate(soft=True)
 
     event.listen(engine, "connect", connect)
     event.listen(engine, "checkin", checkin)

@@ -14,6 +14,7 @@ import logging
 import select
 import sys
 import time
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -35,6 +36,7 @@ logger = logging.getLogger("sa_railway.engine.liveness")
 
 # in the record's info, which SQLAlchemy clears when it reconnects: no entry means a new connection
 _IDLE_SINCE = "railway_idle_since"
+_POLLER = "railway_poller"
 
 
 class Look(Enum):
@@ -51,8 +53,14 @@ def listen(engine: Engine, profile: Profile) -> None:
     if not profile.pre_ping or engine.dialect.name == "sqlite":
         return
     liveness = _Liveness(engine, profile)
-    event.listen(engine, "checkin", guarded(liveness.checkin))
-    event.listen(engine, "checkout", guarded(liveness.checkout))
+    event.listen(engine, "checkin", _checkin)
+    event.listen(engine, "checkout", liveness.checkout)
+
+
+# Both hooks are on the way of every checkout, where a microsecond is a tenth of the whole; so only
+# what seldom runs is guarded, and the rest cannot fail.
+def _checkin(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+    record.info[_IDLE_SINCE] = time.monotonic()
 
 
 class _Liveness:
@@ -63,20 +71,20 @@ class _Liveness:
         self._dialect = engine.dialect
         self._trust_idle = profile.trust_idle
         self._ping_timeout = profile.ping_timeout
-
-    def checkin(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        record.info[_IDLE_SINCE] = time.monotonic()
+        self._examine = guarded(self._examine)  # type: ignore[method-assign]
 
     def checkout(
         self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry, proxy: object
     ) -> None:
-        idle_since = record.info.get(_IDLE_SINCE)
-        if idle_since is None:
+        info = record.info
+        if _IDLE_SINCE not in info:
             return
-        found = look(record.driver_connection)
-        if found is Look.QUIET and time.monotonic() - idle_since < self._trust_idle:
-            return
-        how = "socket" if found is Look.CLOSED else self._ping(dbapi_connection, record)
+        if time.monotonic() - info[_IDLE_SINCE] >= self._trust_idle or not _is_quiet(info, record):
+            self._examine(dbapi_connection, record)
+
+    def _examine(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        is_closed = look(record.driver_connection) is Look.CLOSED
+        how = "socket" if is_closed else self._ping(dbapi_connection, record)
         if how is not None:
             events.announce(events.StaleFound(self._engine, how))
             logger.info("%s: a pooled connection was dead (seen by: %s)", self._engine, how)
@@ -91,7 +99,7 @@ class _Liveness:
                 self._dialect.do_ping(dbapi_connection)
             except Exception:  # noqa: BLE001 - drivers raise OSError, TimeoutError and their own
                 return "deadline" if expired() else "ping"
-        if events.has_subscribers():
+        if events.Pinged in events.heard:
             events.announce(events.Pinged(self._engine, time.monotonic() - started))
         return None
 
@@ -102,29 +110,54 @@ if hasattr(select, "poll"):  # Windows has none: every check is a ping there
     _HUNG_UP = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
 
 
+def _is_quiet(info: dict[Any, Any], record: ConnectionPoolEntry) -> bool:
+    """Do what ``look()`` does with what was kept of the last look, and say whether it is QUIET."""
+    poll: Callable[[], Look] | None = info.get(_POLLER)
+    if poll is None:
+        poll = info[_POLLER] = _poller(record.driver_connection)
+    return poll() is Look.QUIET
+
+
 def look(driver_connection: Any) -> Look:
-    """Look at the connection's socket without sending or reading anything. Never raises.
+    """Look at the connection's socket without sending or reading anything. Never raises."""
+    return _poller(driver_connection)()
+
+
+def _poller(driver_connection: Any) -> Callable[[], Look]:
+    """Return a function that looks at this connection, again and again.
 
     psycopg2 and psycopg show their descriptor. asyncpg does not, but it reads its socket whenever
     the event loop runs, so it knows by itself when the server has hung up.
     """
     if hasattr(driver_connection, "fileno"):
-        return _poll(driver_connection) if _HUNG_UP else Look.BLIND
+        return _socket_poller(driver_connection.fileno) if _HUNG_UP else lambda: Look.BLIND
     if hasattr(driver_connection, "is_closed"):
-        return Look.CLOSED if driver_connection.is_closed() else Look.QUIET
-    return Look.BLIND
+        is_closed = driver_connection.is_closed
+        return lambda: Look.CLOSED if is_closed() else Look.QUIET
+    return lambda: Look.BLIND
 
 
-def _poll(driver_connection: Any) -> Look:
+def _socket_poller(fileno: Callable[[], int]) -> Callable[[], Look]:
     poller = select.poll()
-    try:
-        poller.register(driver_connection.fileno(), select.POLLIN | _HUNG_UP)
-    except Exception:  # noqa: BLE001 - each driver has its own error for a connection it has closed
-        return Look.CLOSED
-    ready = poller.poll(0)
-    if not ready:
-        return Look.QUIET
-    return Look.CLOSED if ready[0][1] & _HUNG_UP else Look.READABLE
+    registered = -1
+
+    def poll() -> Look:
+        nonlocal registered
+        try:
+            # asked each time: a driver that has closed its socket refuses, and its number may
+            # be another one's by now
+            descriptor = fileno()
+            if descriptor != registered:
+                poller.register(descriptor, select.POLLIN | _HUNG_UP)
+                registered = descriptor
+        except Exception:  # noqa: BLE001 - each driver has its own error for a closed connection
+            return Look.CLOSED
+        ready = poller.poll(0)
+        if not ready:
+            return Look.QUIET
+        return Look.CLOSED if ready[0][1] & _HUNG_UP else Look.READABLE
+
+    return poll
 
 
 @functools.cache

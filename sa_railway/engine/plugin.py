@@ -16,8 +16,9 @@ from sa_railway.config.drivers import choose_driver
 from sa_railway.config.options import complete_arguments, engine_options, sqlite_pragmas
 from sa_railway.config.profile import Profile, load_profile
 from sa_railway.config.url import find_url, normalize_url
-from sa_railway.engine import commit, disconnect, fork, lifetime, liveness, sqlite
+from sa_railway.engine import disconnect, fork, lifetime, liveness, sqlite
 from sa_railway.engine.connect import Patience
+from sa_railway.engine.profiles import remember_profile
 
 __all__ = ["RailwayPlugin", "create_engine"]
 
@@ -81,13 +82,30 @@ class RailwayPlugin(CreateEnginePlugin):
         """
         if not self._leads:
             return
+        remember_profile(engine, self._profile)
         fork.listen(engine)
         self._patience.listen(engine)
         disconnect.listen(engine, self._profile)
-        commit.listen(engine, self._profile)
         lifetime.listen(engine, self._profile)
         liveness.listen(engine, self._profile)
         sqlite.listen(engine, sqlite_pragmas(self._url))
+        _listen_if_asked(engine, self._profile)
+
+
+def _listen_if_asked(engine: Engine, profile: Profile) -> None:
+    """Attach what few programs ask for; it is imported by those only."""
+    if profile.metrics:
+        from sa_railway.engine import counting
+
+        counting.listen(engine, profile)
+    if profile.resolve_commit:
+        from sa_railway.engine import commit
+
+        commit.listen(engine, profile)
+    if profile.leak_after is not None:
+        from sa_railway.engine import leaks
+
+        leaks.listen(engine, profile)
 
 
 def create_engine(

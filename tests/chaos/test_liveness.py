@@ -256,7 +256,7 @@ def test_a_check_that_fails_is_logged_once_and_the_checkout_goes_on(postgres, ca
     def broken(connection):
         raise RuntimeError("a bug")
 
-    engine = sa_railway.create_engine(postgres.url)
+    engine = sa_railway.create_engine(postgres.url, trust_idle=0)
     fill(engine, 1)
     monkeypatch.setattr(liveness, "look", broken)
 
@@ -266,7 +266,7 @@ def test_a_check_that_fails_is_logged_once_and_the_checkout_goes_on(postgres, ca
                 assert connection.scalar(text("SELECT 1")) == 1
 
     assert [record.getMessage() for record in caplog.records] == [
-        "_Liveness.checkout failed and was passed over; its further failures are not logged"
+        "_Liveness._examine failed and was passed over; its further failures are not logged"
     ]
     engine.dispose()
 

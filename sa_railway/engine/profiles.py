@@ -1,0 +1,30 @@
+"""The profile that an engine was made with, for those who meet the engine later."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Any
+
+from sqlalchemy import Engine
+
+from sa_railway.config.profile import Profile, load_profile
+
+__all__ = ["profile_of", "remember_profile"]
+
+# By the dialect, which an engine and its copies with other execution options have in common.
+_profiles: weakref.WeakKeyDictionary[Any, Profile] = weakref.WeakKeyDictionary()
+
+
+def remember_profile(engine: Engine, profile: Profile) -> None:
+    """Note that *engine* was made with *profile*."""
+    _profiles[engine.dialect] = profile
+
+
+def profile_of(engine: Engine) -> Profile:
+    """Return the profile of *engine*; without the plugin, ``web`` as the environment changes it.
+
+    Raises:
+        ConfigurationError: there is no profile yet, and the environment holds a bad one.
+    """
+    return _profiles.get(engine.dialect) or load_profile("web", {}, os.environ)

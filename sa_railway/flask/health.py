@@ -1,0 +1,117 @@
+"""The health endpoints of an application: ``live``, ``ready`` and ``database`` below a prefix."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from flask import Response, request
+
+from sa_railway.exc import ConfigurationError
+from sa_railway.flask.access import allowed, refusal
+from sa_railway.observe.health import endpoints
+
+if TYPE_CHECKING:
+    from flask import Flask
+    from sqlalchemy import Engine
+
+__all__ = ["PREFIX_SETTING", "add_routes", "checked_prefix"]
+
+logger = logging.getLogger("sa_railway.flask")
+
+PREFIX_SETTING = "RAILWAY_HEALTH"
+_WAY_OUT = f"set {PREFIX_SETTING} to another prefix, or to None for no health endpoints"
+_ENDPOINT = "railway_health_"
+
+View = Callable[[], Response]
+
+
+def checked_prefix(name: str, value: object) -> str | None:
+    """Return *value* if the setting *name* may have it; None if it says that nothing is wanted.
+
+    Raises:
+        ConfigurationError: it is no path.
+    """
+    if value is None or value is False:
+        return None
+    if isinstance(value, str) and value.startswith("/"):
+        return value.rstrip("/")
+    raise ConfigurationError(
+        f"{name} is {value!r}; allowed: a path that begins with a slash, or None for no health "
+        "endpoints"
+    )
+
+
+def add_routes(app: Flask, prefix: str, engines: Callable[[], Mapping[str, Engine]]) -> None:
+    """Add the endpoints to *app*.
+
+    Args:
+        app: an application that has not answered a request yet.
+        prefix: as ``checked_prefix()`` gives it.
+        engines: returns the engines by their names; called within each request.
+
+    Raises:
+        ConfigurationError: *app* has a view of its own for one of the paths.
+    """
+    views: dict[str, View] = {
+        "live": lambda: _response(endpoints.live()),
+        "ready": lambda: _ready(engines()),
+        "database": lambda: _database(engines()) if allowed() else refusal(),
+    }
+    for name in views:
+        other = _other_view(app, f"{prefix}/{name}")
+        if other is not None:
+            raise ConfigurationError(
+                f"Flask app {app.name!r} answers {prefix}/{name} already, with its view "
+                f"{other!r}; {_WAY_OUT}"
+            )
+    for name, view in views.items():
+        path = f"{prefix}/{name}"
+        app.add_url_rule(path, _ENDPOINT + name, _warning(app, path, view), methods=["GET"])
+
+
+def _ready(engines: Mapping[str, Engine]) -> Response:
+    return _response(endpoints.ready(engines, endpoints.ask(engines)))
+
+
+def _database(engines: Mapping[str, Engine]) -> Response:
+    html = endpoints.wants_html(request.headers.get("Accept", ""))
+    return _response(endpoints.database(engines, endpoints.ask(engines), html=html))
+
+
+def _response(answer: endpoints.Answer) -> Response:
+    return Response(
+        answer.body, answer.status, dict(answer.headers), content_type=answer.content_type
+    )
+
+
+def _warning(app: Flask, path: str, view: View) -> View:
+    """Return *view*, which logs once that it hides a view that was added after it."""
+
+    @functools.cache
+    def warn() -> None:
+        hidden = _other_view(app, path)
+        if hidden is not None:
+            logger.error(
+                "%s is answered by sa_railway, and so never by the view %r; %s",
+                path,
+                hidden,
+                _WAY_OUT,
+            )
+
+    def warning_view() -> Response:
+        warn()
+        return view()
+
+    return warning_view
+
+
+def _other_view(app: Flask, path: str) -> str | None:
+    """Return the endpoint of the application's own view for *path*, if it has one."""
+    for rule in app.url_map.iter_rules():
+        is_ours = rule.endpoint.startswith(_ENDPOINT)
+        if rule.rule == path and "GET" in (rule.methods or ()) and not is_ours:
+            return str(rule.endpoint)
+    return None

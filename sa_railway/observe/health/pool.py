@@ -1,0 +1,62 @@
+"""What the pool of an engine has left to give, read without taking part in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Engine, QueuePool
+
+__all__ = ["PoolState"]
+
+
+@dataclass(frozen=True)
+class PoolState:
+    """The connections of one pool, at one moment.
+
+    Attributes:
+        size: how many it keeps open.
+        checked_out: how many are in use.
+        idle: how many are open and free.
+        overflow: how many are open beyond the size.
+        max_overflow: how many there may be beyond the size; None is no limit.
+        waiting: how many checkouts wait for one.
+    """
+
+    size: int
+    checked_out: int
+    idle: int
+    overflow: int
+    max_overflow: int | None
+    waiting: int = 0
+
+    @classmethod
+    def of(cls, engine: Engine, *, waiting: int = 0) -> PoolState | None:
+        """Read the pool of *engine*; None if it is of a kind that has no limit and no size."""
+        pool = engine.pool
+        if not isinstance(pool, QueuePool):
+            return None
+        # not public; tests/unit/test_probe.py fails when it moves
+        max_overflow = pool._max_overflow
+        return cls(
+            size=pool.size(),
+            checked_out=pool.checkedout(),
+            idle=pool.checkedin(),
+            overflow=max(0, pool.overflow()),
+            max_overflow=None if max_overflow < 0 else max_overflow,
+            waiting=waiting,
+        )
+
+    @property
+    def limit(self) -> int | None:
+        """How many connections there may be; None is no limit."""
+        return None if self.max_overflow is None else self.size + self.max_overflow
+
+    @property
+    def is_saturated(self) -> bool:
+        """Whether the next checkout has to wait until somebody returns a connection."""
+        return self.limit is not None and self.checked_out >= self.limit
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has any connection at all."""
+        return self.checked_out + self.idle > 0

@@ -1,0 +1,283 @@
+"""Ask the server, within a deadline, on a connection that is not the pool's.
+
+A probe through the pool waits while the pool is exhausted, and says of a pool what was asked of a
+server. So each probe opens a connection of its own, closes it, and lets all who ask meanwhile and a
+moment later share the answer. It runs in a thread of its own, because nothing else bounds the
+lookup of a name, or a connect to a host with several addresses; whoever asks waits for it until the
+deadline, and not longer. A thread that is still stuck then is not doubled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Engine, NullPool
+from sqlalchemy.pool import PoolProxiedConnection
+
+# Not in SQLAlchemy's documentation, as await_only() in sa_railway.engine.waiting.
+from sqlalchemy.util import greenlet_spawn
+
+from sa_railway._conditions import CONDITIONS
+from sa_railway.config.profile import Profile
+from sa_railway.engine.profiles import profile_of
+from sa_railway.engine.waiting import attempt_limit, is_impatient
+from sa_railway.engine.watchdog import limit
+from sa_railway.faults import Fault, FaultKind, classify
+
+__all__ = ["PendingProbe", "Probe", "ServerFacts", "recent_probes", "start_probe"]
+
+logger = logging.getLogger("sa_railway.observe.health.probe")
+
+# One a second at most, so this holds the last quarter of an hour or more.
+_KEPT = 900
+
+# Who may not see the sessions of others gets a NULL for all but their process ids and databases.
+_FACTS = """
+    SELECT current_setting('server_version'),
+        current_setting('max_connections')::int
+            - current_setting('superuser_reserved_connections')::int
+            - coalesce(current_setting('reserved_connections', true), '0')::int,
+        count(*) FILTER (
+            WHERE coalesce(backend_type, 'client backend') = 'client backend'
+            AND datid IS NOT NULL AND pid <> pg_backend_pid()),
+        count(*) FILTER (
+            WHERE state IN ('idle in transaction', 'idle in transaction (aborted)')
+            AND clock_timestamp() - state_change > {idle} * interval '1 second')
+    FROM pg_stat_activity
+"""
+
+_FAILURES = {
+    FaultKind.CONNECT_TRANSIENT: "The server cannot be reached.",
+    FaultKind.CONNECT_PERMANENT: "The server does not let this application in.",
+    FaultKind.DISCONNECT: "The connection to the server was lost.",
+}
+_FULL = {CONDITIONS[condition].advice for condition in ("53300", "pooler-full")}
+_NO_ANSWER = (
+    "Look at the database service: whether it runs, lacks CPU or memory, or is being restarted."
+)
+_NO_THREAD = "Raise the limit of processes and threads of the container, or run fewer of them."
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """What a PostgreSQL server says of itself.
+
+    Attributes:
+        version: such as ``"17.2"``.
+        max_connections: how many there may be, without those that are reserved.
+        connections: how many clients are connected, without the one that asked.
+        idle_in_transaction: sessions that have been idle in a transaction for longer than the
+            profile's ``health_idle_in_transaction``; of other users only if that may be seen.
+    """
+
+    version: str
+    max_connections: int
+    connections: int
+    idle_in_transaction: int
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What came of asking the server.
+
+    Attributes:
+        failure: why there was no answer; None if there was one. Like the advice, it holds nothing
+            that was in the error, and may be shown to anybody.
+        advice: what to do about it.
+        is_full: whether the server, or a pooler before it, has no connection left to give.
+        round_trip: seconds for a ``SELECT 1`` on the open connection.
+        server: None if it did not answer, or tells nothing of itself, as all but PostgreSQL.
+        time: when it was over, in seconds since the epoch.
+    """
+
+    failure: str | None = None
+    advice: str = ""
+    is_full: bool = False
+    round_trip: float | None = None
+    server: ServerFacts | None = None
+    time: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True)
+class PendingProbe:
+    """A probe that is under way or over, and until when it is waited for."""
+
+    future: Future[Probe]
+    deadline: float
+    timeout: float
+
+    def wait(self) -> Probe:
+        """Return what came of it, at its deadline at the latest. Any thread may call it."""
+        try:
+            return self.future.result(self._left())
+        except TimeoutError:
+            return _no_answer(self.timeout)
+
+    async def wait_async(self) -> Probe:
+        """Do the same without blocking the event loop."""
+        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended before the probe
+                loop.call_soon_threadsafe(arrived.set)
+
+        self.future.add_done_callback(wake)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(arrived.wait(), self._left())
+        return self.future.result() if self.future.done() else _no_answer(self.timeout)
+
+    def _left(self) -> float:
+        return max(0.0, self.deadline - time.monotonic())
+
+
+def start_probe(engine: Engine) -> PendingProbe:
+    """Ask the server of *engine*, or share the answer of who asks or has just asked.
+
+    Its deadline is the profile's ``probe_timeout``, whatever the server and the pool do. The engine
+    may be one of asyncio. Any thread may call it, and a forked child.
+    """
+    return _prober(engine).ask(engine, profile_of(engine))
+
+
+def recent_probes(engine: Engine) -> list[Probe]:
+    """Return the last probes of *engine* in this process, the oldest first."""
+    return list(_prober(engine).finished)
+
+
+class _Prober:
+    """The probes of one engine: one at a time, each for all who ask."""
+
+    def __init__(self) -> None:
+        self.finished: deque[Probe] = deque(maxlen=_KEPT)
+        self._lock = threading.Lock()
+        self._future: Future[Probe] = Future()
+        self._future.set_result(Probe())
+        self._started = self._ended = float("-inf")
+
+    def ask(self, engine: Engine, profile: Profile) -> PendingProbe:
+        now = time.monotonic()
+        with self._lock:
+            if self._future.done() and now - self._ended >= profile.probe_cache:
+                self._future, self._started = Future(), now
+                self._start(engine, profile)
+            timeout = profile.probe_timeout
+            return PendingProbe(self._future, self._started + timeout, timeout)
+
+    def _start(self, engine: Engine, profile: Profile) -> None:
+        thread = threading.Thread(
+            target=self._run, args=(engine, profile), name="sa_railway-probe", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # the container allows no thread more
+            self._finish(Probe("No thread could be started to ask the server.", _NO_THREAD))
+
+    def _run(self, engine: Engine, profile: Profile) -> None:
+        is_impatient.set(True)  # for this thread, which is only for this probe
+        # nobody waits for longer, and who waits shall be told what they waited for
+        attempt_limit.set(profile.probe_timeout + 1)
+        result = late = _no_answer(profile.probe_timeout)
+        try:
+            if engine.dialect.is_async:
+                result = asyncio.run(greenlet_spawn(_ask, engine, profile))
+            else:
+                result = _ask(engine, profile)
+        except Exception as error:  # noqa: BLE001 - asyncpg raises OSError and TimeoutError
+            logger.debug("A probe failed: %s", type(error).__name__)
+            fault = classify(error, kinds=profile.fault_kinds)
+            result = _failed(fault)
+        finally:
+            is_late = time.monotonic() > self._started + profile.probe_timeout
+            self._finish(late if is_late else result)
+
+    def _finish(self, result: Probe) -> None:
+        self.finished.append(result)
+        self._ended = time.monotonic()
+        self._future.set_result(result)
+
+
+def _ask(engine: Engine, profile: Profile) -> Probe:
+    """Open a connection, ask, and close it."""
+    # The engine's own way to connect, and nothing else of its pool: no listener shall take this
+    # for a connection of the application, or initialise the dialect while a checkout needs it.
+    # ``_creator`` is not public; tests/chaos/test_readiness.py fails when it moves.
+    pool = NullPool(engine.pool._creator, dialect=engine.dialect)
+    proxied = pool.connect()
+    try:
+        with limit(proxied.driver_connection, profile.probe_timeout):
+            result = _converse(engine, proxied, profile)
+            proxied.rollback()  # a pooler would drop its server with a transaction open
+        return result
+    finally:
+        proxied.invalidate()
+
+
+def _converse(engine: Engine, proxied: PoolProxiedConnection, profile: Profile) -> Probe:
+    _row(proxied, "SELECT 1")  # the first statement may begin a transaction on its way
+    started = time.perf_counter()
+    _row(proxied, "SELECT 1")
+    round_trip = time.perf_counter() - started
+    is_postgresql = engine.dialect.name == "postgresql"
+    return Probe(round_trip=round_trip, server=_facts(proxied, profile) if is_postgresql else None)
+
+
+def _facts(proxied: PoolProxiedConnection, profile: Profile) -> ServerFacts | None:
+    """Ask the server about itself; None if it is one of those that only speak like PostgreSQL."""
+    try:
+        row = _row(proxied, _FACTS.format(idle=profile.health_idle_in_transaction))
+    except Exception as error:
+        if classify(error).kind is FaultKind.DISCONNECT:
+            raise
+        return None
+    version, *numbers = row
+    return ServerFacts(version.split()[0], *numbers)
+
+
+def _row(proxied: PoolProxiedConnection, sql: str) -> Any:
+    cursor = proxied.cursor()
+    try:
+        cursor.execute(sql)
+        return cursor.fetchone()
+    finally:
+        cursor.close()
+
+
+def _failed(fault: Fault) -> Probe:
+    if fault.advice in _FULL:
+        return Probe("The server takes no more connections.", fault.advice, is_full=True)
+    return Probe(_FAILURES.get(fault.kind, "The server cannot be used."), fault.advice)
+
+
+def _no_answer(timeout: float) -> Probe:
+    failure = f"The server did not answer within {timeout:g} s."
+    return Probe(failure, _NO_ANSWER)
+
+
+_lock = threading.Lock()
+# By the dialect, which an engine and its copies with other execution options have in common.
+_probers: weakref.WeakKeyDictionary[Any, _Prober] = weakref.WeakKeyDictionary()
+
+
+def _prober(engine: Engine) -> _Prober:
+    with _lock:
+        return _probers.setdefault(engine.dialect, _Prober())
+
+
+def _forget_parent() -> None:
+    """Begin anew in a forked child: the threads, and whoever held a lock, exist in the parent."""
+    global _lock, _probers
+    _lock, _probers = threading.Lock(), weakref.WeakKeyDictionary()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_forget_parent)

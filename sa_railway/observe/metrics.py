@@ -1,0 +1,125 @@
+"""The numbers of an engine in this process, from the moment that somebody wants them counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Engine
+
+from sa_railway.engine import fields
+from sa_railway.engine.counters import Counters, counters_of
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+__all__ = ["Histogram", "Snapshot", "Window", "snapshot", "window"]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How long something took.
+
+    Attributes:
+        count: how often it happened.
+        sum: how long all of these took together, in seconds.
+        buckets: how many took at most so many seconds, and longer than the bucket before.
+    """
+
+    count: int = 0
+    sum: float = 0.0
+    buckets: Mapping[float, int] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float | None:
+        """How long it took on average; None if it has not happened."""
+        return self.sum / self.count if self.count else None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The numbers of one engine in this process since it began.
+
+    Attributes:
+        counters: what has happened, and how often.
+        failures: the failed queries by the kind of their fault.
+        outcomes: the resolved commits by what became of them.
+        gauges: how the pool is now.
+        histograms: how long connecting, waiting for a checkout, and holding a connection took.
+    """
+
+    counters: Mapping[str, int] = field(default_factory=dict)
+    failures: Mapping[str, int] = field(default_factory=dict)
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    gauges: Mapping[str, int] = field(default_factory=dict)
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Window:
+    """What has happened lately to one engine in this process.
+
+    Attributes:
+        seconds: how long lately is.
+        successes: statements that the server has answered.
+        failures: statements and checkouts that failed. A violated constraint is an answer.
+        reconnections: connections that were made in place of lost ones.
+        rollbacks: transactions that had to be rolled back.
+    """
+
+    seconds: float
+    successes: int = 0
+    failures: int = 0
+    reconnections: int = 0
+    rollbacks: int = 0
+
+    @property
+    def success_rate(self) -> float | None:
+        """The share of the statements that succeeded; None without any."""
+        total = self.successes + self.failures
+        return self.successes / total if total else None
+
+
+def snapshot(engine: Engine | AsyncEngine) -> Snapshot:
+    """Return the numbers of *engine* in this process; without the plugin, none.
+
+    Engines of the same name share theirs. Any thread may call it; a forked child begins at zero.
+    """
+    found = _counters(engine)
+    if found is None:
+        return Snapshot()
+    now = found.values.tolist()
+    since = {
+        name: value - before
+        for name, value, before in zip(fields.FIELDS, now, found.baseline, strict=True)
+    }
+    failures = {kind: int(since[name]) for kind, name in fields.FAILURES.items()}
+    outcomes = {outcome: int(since[name]) for outcome, name in fields.OUTCOMES.items()}
+    sums = {"failed_queries": sum(failures.values()), "commits_resolved": sum(outcomes.values())}
+    return Snapshot(
+        counters={name: int(since[name]) for name in fields.COUNTS} | sums,
+        failures=failures,
+        outcomes=outcomes,
+        gauges={name: int(value) for name, value in fields.gauges(now).items()},
+        histograms={name: _histogram(name, since) for name in fields.HISTOGRAMS},
+    )
+
+
+def window(engine: Engine | AsyncEngine, seconds: float) -> Window:
+    """Return what has happened to *engine* in this process within the last *seconds*.
+
+    It is exact to a hundredth of the profile's ``health_window``, and knows twice that time.
+    """
+    found = _counters(engine)
+    return Window(seconds, *found.window(seconds)) if found is not None else Window(seconds)
+
+
+def _counters(engine: Engine | AsyncEngine) -> Counters | None:
+    return counters_of(getattr(engine, "sync_engine", engine))  # type: ignore[arg-type]
+
+
+def _histogram(name: str, values: Mapping[str, float]) -> Histogram:
+    counts = [int(values[bucket]) for bucket in fields.bucket_fields(name)]
+    buckets = dict(zip((*fields.BOUNDS, float("inf")), counts, strict=True))
+    return Histogram(sum(counts), values[f"{name}_sum"], buckets)

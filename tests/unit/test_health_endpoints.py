@@ -1,0 +1,317 @@
+"""The health endpoints: in a Flask application, as a function, and as an ASGI application."""
+
+import asyncio
+import json
+import logging
+
+import pytest
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+
+import sa_railway
+from sa_railway.exc import ConfigurationError
+from sa_railway.flask import Railway
+from sa_railway.observe.health import HealthApp, respond
+
+TOKEN = "a long random text"
+NO_TOKEN = (
+    "This page needs a token, and none is set. Set RAILWAY_HEALTH_TOKEN to a long random text in "
+    "the application's configuration or environment, and send it as the header X-Health-Token, as "
+    "the header Authorization: Bearer, or in a browser as ?token=. In debug mode no token is "
+    "needed.\n"
+)
+WRONG_TOKEN = (
+    "This page needs the token that RAILWAY_HEALTH_TOKEN is set to. Send it as the header "
+    "X-Health-Token, as the header Authorization: Bearer, or in a browser as ?token=.\n"
+)
+CARRIERS = [
+    {"headers": {"X-Health-Token": TOKEN}},
+    {"headers": {"Authorization": f"Bearer {TOKEN}"}},
+    {"headers": {"authorization": f"bearer {TOKEN}"}},
+    {"query": {"token": TOKEN}},
+]
+OTHERS = [
+    {},
+    {"headers": {"X-Health-Token": "another"}},
+    {"headers": {"X-Health-Token": ""}},
+    {"headers": {"Authorization": f"Basic {TOKEN}"}},
+    {"headers": {"Authorization": TOKEN}},
+    {"query": {"token": f"{TOKEN}s"}},
+    {"query": {"token": "sésame"}},
+]
+BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+def make_app(*, railway=True, **config):
+    app = Flask("shop")
+    app.config.update({"SQLALCHEMY_DATABASE_URI": "sqlite://", **config})
+    db = SQLAlchemy(app)
+    if railway:
+        Railway(app, db)
+    return app
+
+
+def get(app, path, *, headers=None, query=None):
+    return app.test_client().get(path, headers=headers, query_string=query)
+
+
+# --- Flask ---
+
+
+def test_live():
+    response = get(make_app(), "/health/live")
+
+    assert (response.status_code, response.json) == (200, {"status": "live"})
+    assert response.headers["Cache-Control"] == "no-store"
+
+
+def test_ready():
+    response = get(make_app(), "/health/ready")
+
+    assert (response.status_code, response.json) == (200, {"status": "ready", "reason": None})
+
+
+def test_one_database_that_cannot_be_used_is_enough():
+    app = make_app(SQLALCHEMY_BINDS={"audit": "sqlite:////nowhere/audit.db"})
+
+    response = get(app, "/health/ready")
+
+    assert (response.status_code, response.json) == (
+        503,
+        {"status": "unavailable", "reason": "audit: The server cannot be used."},
+    )
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+def test_who_sends_the_token_sees_the_report(carrier):
+    response = get(make_app(RAILWAY_HEALTH_TOKEN=TOKEN), "/health/database", **carrier)
+
+    assert response.status_code == 200
+    assert response.json["status"] == "healthy"
+    assert list(response.json["databases"]) == ["default"]
+    assert response.json["databases"]["default"]["status"] == "healthy"
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_nobody_else_does(other):
+    response = get(make_app(RAILWAY_HEALTH_TOKEN=TOKEN), "/health/database", **other)
+
+    assert (response.status_code, response.text) == (403, WRONG_TOKEN)
+
+
+@pytest.mark.parametrize("token", [None, "", " "])
+def test_without_a_token_nobody_does_and_is_told_how_to_set_one(token):
+    query = {"token": token or ""}
+    response = get(make_app(RAILWAY_HEALTH_TOKEN=token), "/health/database", query=query)
+
+    assert (response.status_code, response.text) == (403, NO_TOKEN)
+
+
+def test_the_token_may_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("RAILWAY_HEALTH_TOKEN", TOKEN)
+    app = make_app()
+
+    assert get(app, "/health/database", query={"token": TOKEN}).status_code == 200
+    assert get(app, "/health/database").text == WRONG_TOKEN
+
+
+def test_in_debug_everybody_sees_the_report():
+    app = make_app()
+    app.debug = True
+
+    assert get(app, "/health/database").status_code == 200
+
+
+def test_a_browser_gets_a_page_that_may_load_nothing():
+    app = make_app(RAILWAY_HEALTH_TOKEN=TOKEN)
+
+    response = get(app, "/health/database", headers=BROWSER, query={"token": TOKEN})
+
+    assert response.status_code == 200
+    assert response.content_type == "text/html; charset=utf-8"
+    assert response.headers["Referrer-Policy"] == "no-referrer"
+    nonce = response.text.partition('<script nonce="')[2].partition('"')[0]
+    assert response.headers["Content-Security-Policy"] == (
+        f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+    again = get(app, "/health/database", headers=BROWSER, query={"token": TOKEN})
+    assert nonce not in again.text
+
+
+def test_a_critical_report_is_503_for_machines_and_a_page_for_people():
+    app = make_app(SQLALCHEMY_DATABASE_URI="sqlite:////nowhere/shop.db")
+    app.debug = True
+
+    assert get(app, "/health/database").status_code == 503
+    assert get(app, "/health/database", headers=BROWSER).status_code == 200
+
+
+def test_each_bind_has_a_report():
+    app = make_app(SQLALCHEMY_BINDS={"audit": "sqlite://"}, RAILWAY_HEALTH_TOKEN=TOKEN)
+
+    response = get(app, "/health/database", query={"token": TOKEN})
+
+    assert set(response.json["databases"]) == {"default", "audit"}
+
+
+@pytest.mark.parametrize(("prefix", "path"), [("/ops/", "/ops/live"), ("/", "/live")])
+def test_another_prefix(prefix, path):
+    app = make_app(RAILWAY_HEALTH=prefix)
+
+    assert get(app, path).json == {"status": "live"}
+    assert get(app, "/health/live").status_code == 404
+
+
+@pytest.mark.parametrize("off", [None, False])
+def test_no_endpoints(off):
+    assert get(make_app(RAILWAY_HEALTH=off), "/health/live").status_code == 404
+
+
+def test_the_configuration_of_the_app_wins_over_the_argument():
+    app = make_app(railway=False, RAILWAY_HEALTH="/ops")
+    Railway(app, health=None)
+
+    assert get(app, "/ops/live").status_code == 200
+
+
+def test_the_argument_sets_the_prefix():
+    app = make_app(railway=False)
+    Railway(app, health="/")
+
+    assert get(app, "/live").status_code == 200
+
+
+@pytest.mark.parametrize("prefix", ["health", "", True, 7])
+def test_a_prefix_that_is_no_path_is_refused(prefix):
+    with pytest.raises(ConfigurationError) as caught:
+        make_app(RAILWAY_HEALTH=prefix)
+
+    assert str(caught.value) == (
+        f"RAILWAY_HEALTH is {prefix!r}; allowed: a path that begins with a slash, or None for no "
+        "health endpoints"
+    )
+
+
+def test_a_view_that_the_application_has_already_is_not_replaced():
+    app = make_app(railway=False)
+    app.add_url_rule("/health/ready", "my_check", lambda: "mine")
+
+    with pytest.raises(ConfigurationError) as caught:
+        Railway(app)
+
+    assert str(caught.value) == (
+        "Flask app 'shop' answers /health/ready already, with its view 'my_check'; set "
+        "RAILWAY_HEALTH to another prefix, or to None for no health endpoints"
+    )
+    assert get(app, "/health/live").status_code == 404
+
+
+def test_a_view_that_is_added_later_and_hidden_is_logged_once(caplog):
+    app = make_app()
+    app.add_url_rule("/health/live", "my_check", lambda: "mine")
+
+    get(app, "/health/live")
+    get(app, "/health/live")
+
+    assert [
+        (r.levelno, r.getMessage()) for r in caplog.records if r.name == "sa_railway.flask"
+    ] == [
+        (
+            logging.ERROR,
+            "/health/live is answered by sa_railway, and so never by the view 'my_check'; set "
+            "RAILWAY_HEALTH to another prefix, or to None for no health endpoints",
+        )
+    ]
+
+
+def test_a_view_for_another_method_is_no_clash(caplog):
+    app = make_app(railway=False)
+    app.add_url_rule("/health/ready", "my_hook", lambda: "mine", methods=["POST"])
+    Railway(app)
+
+    assert get(app, "/health/ready").json["status"] == "ready"
+    assert app.test_client().post("/health/ready").text == "mine"
+    assert caplog.records == []
+
+
+# --- without a framework ---
+
+
+@pytest.fixture
+def engine():
+    return sa_railway.create_engine("sqlite://")
+
+
+def test_the_function(engine):
+    live = respond(engine, "/ops/live")
+    report = respond(engine, "/ops/database/", [("x-health-token", TOKEN)], token=TOKEN)
+    page = respond(engine, "/ops/database", list(BROWSER.items()), debug=True)
+
+    assert (live.status, live.content_type, live.body) == (
+        200,
+        "application/json",
+        '{"status": "live"}\n',
+    )
+    assert respond(engine, "/ops/ready").body == '{"status": "ready", "reason": null}\n'
+    assert json.loads(report.body)["databases"]["default"]["status"] == "healthy"
+    assert page.body.startswith("<!doctype html>")
+
+
+def test_the_function_refuses(engine):
+    assert respond(engine, "/ops/database").body == NO_TOKEN
+    assert respond(engine, "/ops/database", token=TOKEN).body == WRONG_TOKEN
+    other = respond(engine, "/ops/elsewhere")
+    assert (other.status, other.body) == (404, "There are live, ready and database here.\n")
+
+
+async def request(app, path, *, method="GET", query=b"", headers=()):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": query,
+        "headers": [(name.lower().encode(), value.encode()) for name, value in headers],
+    }
+    await app(scope, None, send)
+    start, body = sent
+    return start["status"], dict(start["headers"]), body["body"]
+
+
+def test_asgi():
+    app = HealthApp({"shop": sa_railway.create_async_engine("sqlite+aiosqlite://")}, token=TOKEN)
+
+    async def main():
+        return [
+            await request(app, "/health/live"),
+            await request(app, "/health/ready"),
+            await request(app, "/health/database"),
+            await request(app, "/health/database", query=b"token=a+long+random+text"),
+            await request(app, "/health/ready", method="HEAD"),
+        ]
+
+    live, ready, refused, report, head = asyncio.run(main())
+
+    assert (live[0], live[2]) == (200, b'{"status": "live"}\n')
+    assert (ready[0], ready[2]) == (200, b'{"status": "ready", "reason": null}\n')
+    assert ready[1] == {
+        b"content-type": b"application/json",
+        b"content-length": b"36",
+        b"cache-control": b"no-store",
+    }
+    assert (refused[0], refused[2].decode()) == (403, WRONG_TOKEN)
+    assert list(json.loads(report[2])["databases"]) == ["shop"]
+    assert (head[1][b"content-length"], head[2]) == (b"36", b"")
+
+
+def test_asgi_takes_nothing_but_http():
+    with pytest.raises(
+        RuntimeError, match=r"^HealthApp answers HTTP only; this is of type 'websocket'$"
+    ):
+        asyncio.run(HealthApp({})({"type": "websocket"}, None, None))
