@@ -3,6 +3,8 @@
 
 PYTHON := python3 python3.13 python3.12 python3.11 python
 BIN := .venv/bin
+# two at a time: much of what the tests do is waiting for servers
+PARALLEL := -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help test demo lint bench test-sa20 clean
@@ -11,7 +13,7 @@ help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 test: .venv/.installed  ## run all tests: unit, integration, chaos, e2e
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 demo: .venv/.installed  ## show an application with and without the package while its server fails
 	$(BIN)/python examples/demo.py
@@ -26,7 +28,7 @@ bench: .venv/.installed  ## run all measurements
 	@for script in benchmarks/*.py; do echo "==> $$script"; $(BIN)/python $$script || exit; done
 
 test-sa20: .venv-sa20/.installed  ## run the tests, but for e2e, on SQLAlchemy 2.0
-	.venv-sa20/bin/pytest tests/unit tests/integration tests/chaos
+	.venv-sa20/bin/pytest $(PARALLEL) tests/unit tests/integration tests/chaos
 
 clean:  ## remove the virtual environments and caches
 	rm -rf .venv .venv-* .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

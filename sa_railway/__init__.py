@@ -12,13 +12,20 @@ from sa_railway.faults import Fault, classify
 
 if TYPE_CHECKING:
     from sa_railway.asyncio import create_async_engine
+    from sa_railway.config.budget import ConnectionBudget, plan_budget
+    from sa_railway.observe.health import HealthReport, check_health
+    from sa_railway.recovery.retry import retry
     from sa_railway.recovery.transaction import run_transaction
+    from sa_railway.recovery.wait import wait_for_database
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConnectionBudget",
     "Fault",
+    "HealthReport",
     "Profile",
+    "check_health",
     "classify",
     "create_async_engine",
     "create_engine",
@@ -27,13 +34,22 @@ __all__ = [
     "events",
     "exc",
     "normalize_url",
+    "plan_budget",
+    "retry",
     "run_transaction",
+    "wait_for_database",
 ]
 
 # Not every program needs these, and what they import takes a while.
 _LAZY = {
+    "ConnectionBudget": "sa_railway.config.budget",
+    "HealthReport": "sa_railway.observe.health",
+    "check_health": "sa_railway.observe.health",
     "create_async_engine": "sa_railway.asyncio",
+    "plan_budget": "sa_railway.config.budget",
+    "retry": "sa_railway.recovery.retry",
     "run_transaction": "sa_railway.recovery.transaction",
+    "wait_for_database": "sa_railway.recovery.wait",
 }
 
 

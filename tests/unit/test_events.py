@@ -16,7 +16,20 @@ def test_a_subscriber_hears_until_it_unsubscribes():
     events.announce(events.BreakerClosed("e"))
 
     assert heard == [events.BreakerClosed("e")]
-    assert not events.has_subscribers()
+    assert events.BreakerClosed not in events.heard
+
+
+def test_a_subscriber_hears_the_kinds_that_it_has_named_and_nobody_pays_for_the_others():
+    heard = []
+    unsubscribe = events.subscribe(heard.append, events.BreakerClosed, events.CheckedOut)
+    events.announce(events.BreakerClosed("e"))
+    events.announce(events.IdleReleased("e", 1.0))
+
+    assert heard == [events.BreakerClosed("e")]
+    assert events.CheckedOut in events.heard
+    assert events.IdleReleased not in events.heard
+    unsubscribe()
+    assert events.CheckedOut not in events.heard
 
 
 def test_a_subscriber_that_fails_is_logged_once_and_does_not_silence_the_others(caplog):

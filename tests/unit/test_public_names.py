@@ -10,8 +10,11 @@ import sa_railway
 from sa_railway import events, exc
 
 PUBLIC = [
+    "ConnectionBudget",
     "Fault",
+    "HealthReport",
     "Profile",
+    "check_health",
     "classify",
     "create_async_engine",
     "create_engine",
@@ -20,13 +23,17 @@ PUBLIC = [
     "events",
     "exc",
     "normalize_url",
+    "plan_budget",
+    "retry",
     "run_transaction",
+    "wait_for_database",
 ]
 FOREIGN = """
 import json, sys, sqlalchemy
 before = set(sys.modules)
 import sa_railway
-print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
+loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(json.dumps(sorted(loaded - sys.stdlib_module_names)))
 """
 
 

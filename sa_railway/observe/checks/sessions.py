@@ -1,0 +1,143 @@
+"""Who is connected to the server, and who holds a connection for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from sa_railway.observe.case import Case, NotRunError, Seen
+from sa_railway.observe.findings import Finding, Kind, Severity
+
+__all__ = ["check_sessions", "read_limits"]
+
+_NEARLY_FULL, _FULL = 0.7, 0.9  # the thresholds of Railway's own tools
+_PAUSE = 30.0  # seconds; work that goes on seldom pauses as long within a transaction
+_FORGOTTEN = 3600.0  # seconds; whoever is idle for that long may be nobody's
+_SHOWN = 3  # sessions by name; the others are counted
+
+SCARCE = Kind(
+    "connections-scarce",
+    Severity.WARNING,
+    "<used> of <available> connections are in use (<share> %)",
+    "When none is left, new ones are refused. During a deploy, two deployments are connected.",
+    "Lower pool_size, max_overflow, processes or replicas, as sa-railway budget recommends; end "
+    "what is idle with pg_terminate_backend(); or put PgBouncer before the server.",
+    ("sorry, too many clients already",),
+)
+IDLE_IN_TRANSACTION = Kind(
+    "idle-in-transaction",
+    Severity.WARNING,
+    "<count> idle in a transaction for over <seconds> s: <sessions>",
+    "Somebody began a transaction and neither ended it nor went on: a leaked connection or "
+    "session, slow work in between, or a client that is gone. It keeps its locks, stops VACUUM "
+    "from cleaning up, and holds a connection.",
+    "Find the code by its application_name, and commit before slow work. End one now: SELECT "
+    "pg_terminate_backend(<pid>). End them always: ALTER ROLE <user> SET "
+    "idle_in_transaction_session_timeout = '60s'.",
+    (
+        "QueuePool limit of size <size> overflow <overflow> reached, connection timed out",
+        "canceling statement due to lock timeout",
+    ),
+)
+FORGOTTEN = Kind(
+    "idle-sessions",
+    Severity.NOTE,
+    "<count> idle for over <minutes> minutes: <sessions>",
+    "A pool keeps its connections open also when nobody works, and a client that has vanished "
+    "without a word stays connected until TCP keepalives of the server find out.",
+    "If connections are scarce, let pools release them: SA_RAILWAY_IDLE_RELEASE=300.",
+)
+
+_SESSIONS = text(
+    "SELECT pid, coalesce(nullif(application_name, ''), usename, '?') AS name, state,"
+    " extract(epoch FROM clock_timestamp() - state_change)::float AS seconds"
+    " FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+    # without the permission to see it, all that says whose session it is is null
+    " AND (backend_type = 'client backend' OR backend_type IS NULL AND datid IS NOT NULL)"
+)
+_LIMITS = text(
+    "SELECT name, setting::int AS setting FROM pg_settings WHERE name IN"
+    # the last one exists from PostgreSQL 16 on
+    " ('max_connections', 'superuser_reserved_connections', 'reserved_connections')"
+)
+
+
+def read_limits(connection: Connection) -> tuple[int, int]:
+    """Return the server's max_connections, and how many of these it reserves."""
+    settings = {row.name: row.setting for row in connection.execute(_LIMITS)}
+    return settings.pop("max_connections"), sum(settings.values())
+
+
+def check_sessions(case: Case) -> Seen:
+    """Count the sessions on the server, and find those that hold a connection for nothing."""
+    with case.connection() as connection:
+        rows = connection.execute(_SESSIONS).all()
+        total, reserved = read_limits(connection)
+    findings = [
+        *_scarcity(len(rows) + 1, total - reserved),
+        *_idle(case, rows),
+    ]
+    used = f"{len(rows) + 1} of {total} connections in use"
+    hidden = sum(row.state is None for row in rows)
+    if hidden:
+        raise NotRunError(
+            f"{used}; {hidden} of other users cannot be seen without GRANT pg_read_all_stats TO "
+            f"{case.url.username}",
+            findings,
+        )
+    return used, findings
+
+
+def _scarcity(used: int, available: int) -> list[Finding]:
+    share = used / available
+    if share < _NEARLY_FULL:
+        return []
+    severity = Severity.ERROR if share >= _FULL else Severity.WARNING
+    return [
+        replace(
+            SCARCE.found(used=used, available=available, share=f"{share * 100:.0f}"),
+            severity=severity,
+        )
+    ]
+
+
+def _idle(case: Case, rows: Sequence[Row[Any]]) -> list[Finding]:
+    findings = []
+    paused = [r for r in rows if (r.state or "").startswith("idle in t") and r.seconds > _PAUSE]
+    if paused:
+        findings.append(
+            IDLE_IN_TRANSACTION.found(
+                count=_count(paused),
+                seconds=f"{_PAUSE:g}",
+                sessions=_names(paused),
+                pid=paused[0].pid,
+                user=case.url.username,
+                size=case.profile.pool_size,
+                overflow=case.profile.max_overflow,
+            )
+        )
+    forgotten = [r for r in rows if r.state == "idle" and r.seconds > _FORGOTTEN]
+    if forgotten:
+        findings.append(
+            FORGOTTEN.found(
+                count=_count(forgotten),
+                minutes=f"{_FORGOTTEN / 60:g}",
+                sessions=_names(forgotten),
+            )
+        )
+    return findings
+
+
+def _count(rows: Sequence[Row[Any]]) -> str:
+    return f"{len(rows)} session{'s' if len(rows) > 1 else ''}"
+
+
+def _names(rows: Sequence[Row[Any]]) -> str:
+    """Name the oldest, but for what they have executed, which may hold anything."""
+    oldest = sorted(rows, key=lambda row: -row.seconds)
+    names = [f"{row.name} (pid {row.pid}, {row.seconds:.0f} s)" for row in oldest[:_SHOWN]]
+    more = len(rows) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")

@@ -1,0 +1,90 @@
+"""The variables that a database URL may come from, what became of each, and how to show one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from sqlalchemy import URL
+
+from sa_railway.config.url import find_url, is_private_host, is_public_proxy, normalize_url
+from sa_railway.exc import ConfigurationError
+
+__all__ = ["Source", "describe", "look_up", "masked", "try_source"]
+
+# in the order in which database_url() takes them; a test compares the two
+_VARIABLES = (
+    "DATABASE_UNPOOLED_URL",  # only where it is asked for
+    "DATABASE_URL",
+    "DATABASE_PRIVATE_URL",
+    "PGHOST",
+    "DATABASE_PUBLIC_URL",
+)
+_SECRET = re.compile(r"password", re.IGNORECASE)
+_SECRET_IN_DSN = re.compile(r"(password=)[^&]*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A variable that is set, and what came of it: a URL, or the reason why it cannot be used."""
+
+    name: str
+    url: URL | None = None
+    flaw: str = ""
+
+
+def look_up(environ: Mapping[str, str], *, unpooled: bool = False) -> list[Source]:
+    """Return the variables that ``database_url()`` looks at, up to the one that it uses."""
+    sources = []
+    for name in _VARIABLES if unpooled else _VARIABLES[1:]:
+        if name not in environ:
+            continue
+        alone = {k: v for k, v in environ.items() if k == name or k not in _VARIABLES}
+        sources.append(try_source(name, partial(find_url, environ=alone, unpooled=unpooled)))
+        if sources[-1].url is not None:
+            break
+    return sources
+
+
+def try_source(name: str, find: Callable[[], URL]) -> Source:
+    """Return what *find* finds, or why it finds nothing."""
+    try:
+        return Source(name, find())
+    except ConfigurationError as error:
+        return Source(name, flaw=str(error))
+
+
+def describe(sources: list[Source]) -> Iterator[tuple[str, str]]:
+    """Yield what there is to say about *sources*, as pairs of a word or two and a text."""
+    used = next((source for source in sources if source.url is not None), None)
+    if used is None or used.url is None:
+        yield "used", "none"
+    else:
+        yield "used", used.name
+        yield "URL", masked(normalize_url(used.url))
+        if is_private_host(used.url.host):
+            yield "network", "Railway's private network"
+        if is_public_proxy(used.url.host):
+            yield "network", "Railway's TCP proxy; what passes it is billed"
+    for source in sources:
+        if source.flaw:
+            yield "passed over", source.flaw
+    if not sources:
+        yield "not set", ", ".join(_VARIABLES[1:])
+
+
+def masked(url: URL) -> str:
+    """Return *url* for people: without the password, and without those in its query."""
+    query = {
+        name: "***" if _SECRET.search(name) else _without_secret(value)
+        for name, value in url.query.items()
+    }
+    return url.set(query=query).render_as_string(hide_password=True)
+
+
+def _without_secret(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    if isinstance(value, str):
+        return _SECRET_IN_DSN.sub(r"\1***", value)
+    return tuple(_SECRET_IN_DSN.sub(r"\1***", text) for text in value)
