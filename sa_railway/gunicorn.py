@@ -9,10 +9,14 @@ or, without such a file, ``gunicorn -c python:sa_railway.gunicorn``. Who has a h
 already writes ``post_fork = combine(sa_railway.gunicorn.post_fork, my_post_fork)``.
 
 A hook of this module that fails is logged and changes nothing for Gunicorn.
+
+To import this module makes the memory in which the workers keep their metrics together. On Railway,
+``logconfig_dict`` is a logging configuration for its log viewer; elsewhere it is empty, and so not
+used by Gunicorn.
 """
 
 # With "-c python:" Gunicorn reads every name in this module that is the name of a setting as that
-# setting, so no name but those of the hooks may be one. A test compares them.
+# setting, so no name but logconfig_dict and those of the hooks may be one. A test compares them.
 
 from __future__ import annotations
 
@@ -30,14 +34,18 @@ from collections.abc import Callable
 from typing import Any
 
 from sa_railway.config.profile import load_profile
+from sa_railway.config.url import on_railway
+from sa_railway.engine import counters
 from sa_railway.engine.fork import after_fork_in_child, engines
 from sa_railway.engine.guard import guarded
 from sa_railway.engine.naming import engine_name
 from sa_railway.exc import ConfigurationError
+from sa_railway.logs import logging_config
 
 __all__ = [
     "child_exit",
     "combine",
+    "logconfig_dict",
     "on_starting",
     "post_fork",
     "post_worker_init",
@@ -46,6 +54,8 @@ __all__ = [
 ]
 
 Hook = Callable[..., object]
+
+logconfig_dict: dict[str, Any] = logging_config() if on_railway() else {}
 
 
 def combine(*hooks: Hook) -> Hook:
@@ -94,6 +104,7 @@ class _Word(enum.IntFlag):
 # configuration is read, and shared with every process forked from it. Workers are numbered; only
 # one that outlives 65536 others would share its byte.
 _words = mmap.mmap(-1, 65536)
+counters.share()  # made here for the same reason
 
 
 def _slot(worker: Any) -> int:
@@ -189,6 +200,16 @@ def child_exit(server: Any, worker: Any) -> None:
     else:
         level, end = _end(word)
     server.log.log(level, "sa_railway: worker (pid:%s) %s", worker.pid, end)
+    _forget_metrics(worker.pid)
+
+
+def _forget_metrics(pid: int) -> None:
+    """Forget the dead worker's part in the application's own metrics; ours know by themselves."""
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        with contextlib.suppress(ImportError):  # the variable may be meant for others
+            from prometheus_client.multiprocess import mark_process_dead
+
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 # --- how a worker ended ---

@@ -63,7 +63,8 @@ class Counters:
         baseline: the values when this process began to count.
         out: the connections that are checked out, and since when; on the clock of
             ``time.monotonic()``, as all times here.
-        settled_at: connections that were opened before do not count any more.
+        began: when this process began to count. A forked child drops connections that were opened
+            before.
         last: when a connection was last checked out or returned, or something failed.
         next_sample: when ``sample()`` is due.
     """
@@ -73,12 +74,12 @@ class Counters:
         "_interval",
         "_samples",
         "baseline",
+        "began",
         "label",
         "last",
         "name",
         "next_sample",
         "out",
-        "settled_at",
         "values",
     )
 
@@ -94,7 +95,7 @@ class Counters:
         """Begin to count, in a new process."""
         self.values = _numbers().claim(self.label)
         self.baseline = self.values.tolist()
-        self.settled_at = self.last = time.monotonic()
+        self.began = self.last = time.monotonic()
         self.out.clear()
         self.next_sample = 0.0
         self._samples = deque([(self.last, self.totals())], maxlen=2 * _RESOLUTION)
@@ -111,9 +112,7 @@ class Counters:
         pools = [engine.pool for engine in self._engines]
         self.values[_SIZE] = sum(p.size() for p in pools if isinstance(p, QueuePool))
         if not pools:
-            settle(self.values)
-            self.settled_at = time.monotonic()
-            self.out.clear()
+            settle(self.values)  # no connection outlives its engine
 
     def totals(self) -> Totals:
         """Return the totals of now."""

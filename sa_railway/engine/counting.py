@@ -199,7 +199,7 @@ class _Counting:
         self._checkin(dbapi_connection, record)
         place = _place(record)
         # a forked child drops connections that it has never opened
-        if place.is_open and place.connected_at >= self._counters.settled_at:
+        if place.is_open and place.connected_at >= self._counters.began:
             self._counters.values[_OPEN] -= 1
         place.is_open = False
 

@@ -34,7 +34,12 @@ __all__ = ["listen"]
 logger = logging.getLogger("sa_railway.engine.leaks")
 
 _DEPTH = 60  # frames; a view of Flask under Gunicorn has 30, and the ORM adds 15
-_INNER = tuple(str(Path(file).parent) + os.sep for file in (sqlalchemy.__file__, events.__file__))
+
+# the code between an application and the pool: SQLAlchemy's, also what it makes up, and this
+_INNER = (
+    *(str(Path(file).parent) + os.sep for file in (sqlalchemy.__file__, events.__file__)),
+    "<sqlalchemy ",
+)
 
 # a piece of code, and the position in it
 Stack = list[tuple[CodeType, int]]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import mmap
 import os
 import tempfile
 import threading
@@ -77,8 +78,6 @@ class SharedNumbers:
         self._map()
 
     def _map(self) -> None:
-        import mmap  # needed by those who have an engine only
-
         size = _SLOTS * _BLOCKS * self._block_size
         if self._descriptor is not None:
             os.ftruncate(self._descriptor, size)

@@ -12,6 +12,7 @@ from sa_railway.engine.profiles import profile_of
 from sa_railway.exc import ConfigurationError
 from sa_railway.flask import circumstances, uncommitted
 from sa_railway.flask.health import PREFIX_SETTING, add_routes, checked_prefix
+from sa_railway.flask.metrics import PATH_SETTING, add_route, checked_path
 from sa_railway.flask.teardown import end_session
 from sa_railway.recovery.sessions import OpenSession, add_source
 
@@ -40,9 +41,12 @@ class Railway:
             of an app's configuration overrules this for that app.
         health: the prefix of the endpoints ``live``, ``ready`` and ``database``, or None for none.
             The key ``RAILWAY_HEALTH`` of an app's configuration overrules this for that app.
+        metrics: the path of a page of metrics for Prometheus, or None for none. The key
+            ``RAILWAY_METRICS`` of an app's configuration overrules this for that app.
 
     Raises:
-        ConfigurationError: *leftovers* or *health* is not allowed; otherwise as ``init_app()``.
+        ConfigurationError: *leftovers*, *health* or *metrics* is not allowed; otherwise as
+            ``init_app()``.
     """
 
     def __init__(
@@ -52,11 +56,13 @@ class Railway:
         *,
         leftovers: str = "rollback",
         health: str | None = "/health",
+        metrics: str | None = None,
     ) -> None:
         self._db = db
         self._leftovers = _checked("leftovers", leftovers)
         self._health = health
         checked_prefix("health", health)
+        self._metrics = checked_path("metrics", metrics)
         if app is not None:
             self.init_app(app)
 
@@ -70,7 +76,8 @@ class Railway:
         Raises:
             ConfigurationError: *app* has no Flask-SQLAlchemy extension yet, has another one than
                 *db*, has a ``Railway`` already, or has a view of its own where a health endpoint
-                belongs; or a setting is not allowed.
+                or the metrics belong; or a setting is not allowed.
+            ImportError: metrics are wanted, and ``prometheus_client`` is not installed.
         """
         if "railway" in app.extensions:
             raise ConfigurationError(
@@ -86,6 +93,9 @@ class Railway:
         prefix = checked_prefix(PREFIX_SETTING, app.config.get(PREFIX_SETTING, self._health))
         if prefix is not None:
             add_routes(app, prefix, state.engines)
+        path = checked_path(PATH_SETTING, app.config.get(PATH_SETTING, self._metrics))
+        if path is not None:
+            add_route(app, path)
         with app.app_context():
             for engine in state.db.engines.values():
                 uncommitted.watch(engine)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError
 
+from sa_railway import events
+from sa_railway.engine.naming import engine_name
 from sa_railway.flask.circumstances import Circumstances
 from sa_railway.flask.uncommitted import Uncommitted, connections_of
 
@@ -44,6 +46,7 @@ def end_session(scope: scoped_session[Any], error: BaseException | None, *, comm
 def _end(session: Session, circumstances: Circumstances, *, commit: bool) -> None:
     try:
         left = Uncommitted.of(session)
+        engines = {engine_name(connection.engine) for connection in connections_of(session)}
         commit = commit and bool(left) and not circumstances.failed
         if commit:
             session.commit()
@@ -51,6 +54,12 @@ def _end(session: Session, circumstances: Circumstances, *, commit: bool) -> Non
         _close(session)
     if left:
         _log(left, circumstances, committed=commit)
+    if left and not commit:
+        for engine in engines or {""}:
+            rolled_back = events.LeftoversRolledBack(
+                engine, circumstances.where, circumstances.failed
+            )
+            events.announce(rolled_back)
 
 
 def _close(session: Session) -> None:
