@@ -15,14 +15,13 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any
 
 import sqlalchemy
 from sqlalchemy import Engine, event
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.pool import ConnectionPoolEntry
 
 from sa_railway import events
 from sa_railway.config.profile import Profile
@@ -33,7 +32,8 @@ __all__ = ["listen"]
 
 logger = logging.getLogger("sa_railway.engine.leaks")
 
-_DEPTH = 60  # frames; a view of Flask under Gunicorn has 30, and the ORM adds 15
+_OWN = 4  # frames at least from here to whoever asks the pool for a connection
+_DEPTH = range(60)  # frames; a view of Flask under Gunicorn has 30, and the ORM adds 15
 
 # the code between an application and the pool: SQLAlchemy's, also what it makes up, and this
 _INNER = (
@@ -41,8 +41,12 @@ _INNER = (
     "<sqlalchemy ",
 )
 
-# a piece of code, and the position in it
-Stack = list[tuple[CodeType, int]]
+# Code and the position in it, the innermost first: code, position, code, position. It is flat
+# because a tuple for each frame would take half as long again.
+Stack = list[Any]
+
+# since when a connection is out, and the stack of its checkout
+Held = tuple[float, Stack]
 
 
 def listen(engine: Engine, profile: Profile) -> None:
@@ -50,63 +54,93 @@ def listen(engine: Engine, profile: Profile) -> None:
     if profile.leak_after is None:
         return
     holdings = _Holdings(engine, profile.leak_after)
-    event.listen(engine, "checkout", guarded(holdings.checkout))
-    event.listen(engine, "checkin", guarded(holdings.checkin))
-    event.listen(engine, "detach", guarded(holdings.checkin))
+    checkin = _checkin(holdings)
+    event.listen(engine, "checkout", _checkout(holdings, is_async=engine.dialect.is_async))
+    event.listen(engine, "checkin", checkin)
+    event.listen(engine, "detach", checkin)
     _watch.add(holdings)
 
 
-class _Held:
-    """One connection that is checked out."""
+# --- what happens at every checkout: written for speed, and guarded only where it can fail ---
 
-    __slots__ = ("is_reported", "since", "stack")
 
-    def __init__(self, stack: Stack) -> None:
-        self.since = time.monotonic()
-        self.stack = stack
-        self.is_reported = False
+def _checkout(holdings: _Holdings, *, is_async: bool) -> Callable[..., None]:
+    held, get_frame, monotonic = holdings.held, sys._getframe, time.monotonic
+
+    def checkout(dbapi_connection: object, record: object, proxy: object) -> None:
+        stack: Stack = []
+        append = stack.append
+        frame: FrameType | None = get_frame(_OWN)
+        for _ in _DEPTH:
+            if frame is None:
+                break
+            append(frame.f_code)
+            append(frame.f_lasti)
+            frame = frame.f_back
+        if is_async:
+            stack += _awaiting()
+        held[id(record)] = (monotonic(), stack)
+        if _watch.is_asleep:
+            _watch.wake()
+
+    return checkout
+
+
+def _checkin(holdings: _Holdings) -> Callable[..., None]:
+    held, reported = holdings.held, holdings.reported
+
+    def checkin(dbapi_connection: object, record: object) -> None:
+        was_held = held.pop(id(record), None)
+        if reported:
+            holdings.tell_of_return(id(record), was_held)
+
+    return checkin
+
+
+@guarded
+def _awaiting() -> Stack:
+    """Return where the coroutine waits: the driver runs in a greenlet, which has its own stack."""
+    from greenlet import getcurrent  # SQLAlchemy needs it for asyncio only
+
+    parent = getcurrent().parent
+    stack: Stack = []
+    frame = None if parent is None else parent.gr_frame
+    for _ in _DEPTH:
+        if frame is None:
+            break
+        stack += (frame.f_code, frame.f_lasti)
+        frame = frame.f_back
+    return stack
+
+
+# --- what happens to those that are held for too long ---
 
 
 class _Holdings:
-    """The connections of one engine that are checked out."""
+    """The connections of one engine that are checked out, by the id of their place in the pool.
+
+    Attributes:
+        held: all of them.
+        reported: those that were held for too long, and what they were called then.
+    """
 
     def __init__(self, engine: Engine, leak_after: float) -> None:
         self.leak_after = leak_after
+        self.held: dict[int, Held] = {}
+        self.reported: dict[int, Held] = {}
         self._engine = engine_name(engine)
-        self._is_async = engine.dialect.is_async
-        self._held: dict[int, _Held] = {}
-
-    def checkout(
-        self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry, proxy: object
-    ) -> None:
-        frames = _frames(sys._getframe(), is_async=self._is_async)
-        stack = [(frame.f_code, frame.f_lasti) for frame in itertools.islice(frames, _DEPTH)]
-        self._held[id(record)] = _Held(stack)
-        _watch.start()
-
-    def checkin(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        held = self._held.pop(id(record), None)
-        if held is None or not held.is_reported:
-            return
-        seconds = time.monotonic() - held.since
-        place = _summaries(held.stack)[-1]
-        logger.warning(
-            "%s: a connection came back after %.1f s; it was checked out in %s, line %s, in %s",
-            *(self._engine, seconds, place.filename, place.lineno, place.name),
-        )
-        events.announce(events.LeakReturned(self._engine, seconds))
 
     def look(self) -> None:
-        """Report those who have been held for too long, once each."""
+        """Report those that have been held for too long, once each."""
         now = time.monotonic()
-        for held in list(self._held.values()):
-            if not held.is_reported and now - held.since > self.leak_after:
-                held.is_reported = True
-                self._report(held, now - held.since)
+        for key, held in list(self.held.items()):
+            if now - held[0] > self.leak_after and self.reported.get(key) is not held:
+                self.reported[key] = held
+                self._tell(held, now - held[0])
 
     @guarded
-    def _report(self, held: _Held, seconds: float) -> None:
-        stack = "".join(_summaries(held.stack).format()).rstrip()
+    def _tell(self, held: Held, seconds: float) -> None:
+        stack = "".join(_summaries(held[1]).format()).rstrip()
         logger.warning(
             "%s: a connection has been held for %.1f s, and leak_after is %g s. "
             "It was checked out here:\n%s",
@@ -114,30 +148,32 @@ class _Holdings:
         )
         events.announce(events.Leaked(self._engine, seconds, stack))
 
+    @guarded
+    def tell_of_return(self, key: int, was_held: Held | None) -> None:
+        """Say that a connection is back, if it is one that was reported."""
+        if was_held is None or self.reported.pop(key, None) is not was_held:
+            return
+        seconds = time.monotonic() - was_held[0]
+        place = _summaries(was_held[1])[-1]
+        logger.warning(
+            "%s: a connection came back after %.1f s; it was checked out in %s, line %s, in %s",
+            *(self._engine, seconds, place.filename, place.lineno, place.name),
+        )
+        events.announce(events.LeakReturned(self._engine, seconds))
+
     def forget_parent(self) -> None:
         """Begin anew in a forked child, whose pool is empty."""
-        self._held.clear()
-
-
-def _frames(frame: FrameType | None, *, is_async: bool) -> Iterator[FrameType]:
-    """Yield *frame* and those that it was called from, the innermost first."""
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-    if is_async:  # the driver runs in a greenlet, whose parent is the one that awaits it
-        from greenlet import getcurrent  # SQLAlchemy needs it for asyncio only
-
-        awaiting = getcurrent().parent
-        if awaiting is not None:
-            yield from _frames(awaiting.gr_frame, is_async=False)
+        self.held.clear()
+        self.reported.clear()
 
 
 def _summaries(stack: Stack) -> traceback.StackSummary:
     """Return *stack* for people: the outermost first, and without what led from there to here."""
-    outside = itertools.dropwhile(lambda place: place[0].co_filename.startswith(_INNER), stack)
+    places = list(zip(stack[::2], stack[1::2], strict=True))
+    outside = itertools.dropwhile(lambda place: place[0].co_filename.startswith(_INNER), places)
     return traceback.StackSummary.from_list(
         traceback.FrameSummary(code.co_filename, _line(code, position), code.co_name)
-        for code, position in reversed(list(outside) or stack)
+        for code, position in reversed(list(outside) or places)
     )
 
 
@@ -151,27 +187,25 @@ class _Watch:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._holdings: weakref.WeakSet[_Holdings] = weakref.WeakSet()
-        self._thread: threading.Thread | None = None
+        self.is_asleep = True
 
     def add(self, holdings: _Holdings) -> None:
         with self._lock:
             self._holdings.add(holdings)
 
-    def start(self) -> None:
-        if self._thread is None:
-            with self._lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=self._run, name="sa_railway-leaks", daemon=True
-                    )
-                    self._thread.start()
+    @guarded
+    def wake(self) -> None:
+        with self._lock:
+            if self.is_asleep:
+                threading.Thread(target=self._run, name="sa_railway-leaks", daemon=True).start()
+                self.is_asleep = False
 
     def _run(self) -> None:
         while True:
             with self._lock:
                 holdings = list(self._holdings)
                 if not holdings:
-                    self._thread = None
+                    self.is_asleep = True
                     return
             for each in holdings:
                 each.look()
@@ -183,7 +217,7 @@ class _Watch:
     def forget_parent(self) -> None:
         """Begin anew in a forked child: the thread exists in the parent only."""
         self._lock = threading.Lock()
-        self._thread = None
+        self.is_asleep = True
         for holdings in self._holdings:
             holdings.forget_parent()
 

@@ -146,7 +146,7 @@ def test_an_engine_that_is_gone_is_watched_no_longer(database_url: URL):
     gc.collect()
 
     assert gone() is None
-    wait_for(lambda: leaks._watch._thread is None)
+    wait_for(lambda: leaks._watch.is_asleep)
 
 
 FORK = """
