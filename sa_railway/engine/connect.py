@@ -109,9 +109,20 @@ class Patience:
             return None
         remaining = deadline - time.monotonic()
         if remaining <= 0:
-            self._breaker.open(error)
-            events.announce(events.BreakerOpened(self._engine, self._profile.breaker_pause, error))
+            pause = self._profile.breaker_pause
+            if self._breaker.open(error):
+                logger.warning(
+                    "%s: the server is away; until it is back, connects fail at once for %g s at a "
+                    "time: %s",
+                    *(self._engine, pause, _first_line(error)),
+                )
+            events.announce(events.BreakerOpened(self._engine, pause, error))
             return None
+        if number == 1:
+            logger.info(
+                "%s: connecting failed, trying again for %.1f s: %s",
+                *(self._engine, remaining, _first_line(error)),
+            )
         profile = self._profile
         delay = backoff_delay(number, base=profile.backoff_base, cap=profile.backoff_cap)
         return min(delay, remaining)
@@ -164,12 +175,14 @@ class Breaker:
                 return True
             raise _unavailable(max(wait, 0.0), self._error)
 
-    def open(self, error: BaseException) -> None:
-        """Let connects fail at once for the pause, because of *error*."""
+    def open(self, error: BaseException) -> bool:
+        """Let connects fail at once for the pause; return whether the breaker had been closed."""
         with self._lock:
+            was_closed = self._error is None
             self._error = error
             self._closed_until = time.monotonic() + self._pause
             self._probing = False
+            return was_closed
 
     def close(self) -> bool:
         """Let everybody connect; return whether the breaker had been open."""

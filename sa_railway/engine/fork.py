@@ -9,7 +9,6 @@ were checked out at the fork, and asyncpg's, which the garbage collector closes.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import stat
@@ -24,7 +23,6 @@ from sa_railway.engine.guard import guarded
 
 __all__ = ["after_fork_in_child", "engines", "listen"]
 
-logger = logging.getLogger("sa_railway.engine.fork")
 
 # the device and inode of a socket, which no other socket of this boot has
 Identity = tuple[int, int]

@@ -1,6 +1,9 @@
 """Connecting while the server is away, full, wrong or coming back."""
 
 import asyncio
+import logging
+import re
+import time
 import traceback
 
 import psycopg2
@@ -10,6 +13,7 @@ from sqlalchemy import text
 
 import sa_railway
 from sa_railway import events
+from sa_railway.exc import DatabaseUnavailableError
 from sa_railway.testing import ChaosProxy, TemporaryPostgres
 
 SYNC = ["psycopg2", "psycopg"]
@@ -45,6 +49,42 @@ def test_a_server_that_starts_or_is_full_is_waited_for(postgres, driver, sqlstat
         assert scalar(engine) == 1
         assert len(failures) == 3
         engine.dispose()
+
+
+def test_waiting_giving_up_and_coming_back_are_logged_once_each(postgres, caplog):
+    caplog.set_level(logging.INFO, logger="sa_railway.engine.connect")
+    with ChaosProxy(postgres.url) as proxy:
+        engine = sa_railway.create_engine(
+            proxy.url, connect_patience=0.2, breaker_pause=0.01, logging_name="shop"
+        )
+        proxy.down()
+        for _ in range(3):
+            with pytest.raises(sqlalchemy.exc.OperationalError):
+                scalar(engine)
+        proxy.restore()
+        scalar_when_allowed(engine)
+        engine.dispose()
+
+    refused = r"connection to server at .* failed: Connection refused"
+    waiting, given_up, back = (f"{r.levelname} {r.getMessage()}" for r in caplog.records)
+    assert re.fullmatch(
+        rf"INFO shop: connecting failed, trying again for 0\.\d s: {refused}", waiting
+    )
+    assert re.fullmatch(
+        r"WARNING shop: the server is away; until it is back, connects fail at once for 0\.01 s at "
+        rf"a time: {refused}",
+        given_up,
+    )
+    assert back == "INFO shop: the server can be reached again"
+
+
+def scalar_when_allowed(engine):
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return scalar(engine)
+        except DatabaseUnavailableError:
+            assert time.monotonic() < deadline
 
 
 def test_plain_sqlalchemy_does_not_wait(postgres):
