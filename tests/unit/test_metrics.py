@@ -88,6 +88,7 @@ def test_nothing_is_known_of_an_engine_that_nobody_wants_counted(create: Make):
     assert snapshot(engine) == Snapshot()
     assert window(engine, 60) == Window(60)
     assert window(engine, 60).success_rate is None
+    engine.dispose()
 
 
 def test_failed_statements_are_counted_by_the_kind_of_their_fault(make: Make):
@@ -264,6 +265,7 @@ def test_a_connection_that_leaves_in_any_way_is_out_no_longer(make: Make, leave:
     connection = engine.raw_connection()
     assert snapshot(engine).gauges["checked_out"] == 1
     if leave == "detach":
+        detached = connection.driver_connection
         connection.detach()
     elif leave != "forget":
         getattr(connection, leave)()
@@ -276,12 +278,15 @@ def test_a_connection_that_leaves_in_any_way_is_out_no_longer(make: Make, leave:
     assert now.gauges["open"] == (1 if leave in ("close", "forget") else 0)
     assert now.histograms["hold"].count == 1
     assert leave == "forget" or gauges == now.gauges
+    if leave == "detach":
+        detached.close()
 
 
 def test_a_connection_that_is_given_out_twice_counts_once():
     engine = sa_railway.create_engine("sqlite://", logging_name="twice", metrics=True)
     with engine.connect(), engine.connect():
         assert snapshot(engine).gauges["checked_out"] == 1
+    engine.dispose()
 
     assert snapshot(engine).gauges["checked_out"] == 0
     assert snapshot(engine).gauges["waiting"] == 0
@@ -298,8 +303,10 @@ def test_a_pool_that_keeps_nothing_has_no_size(make: Make):
 
 def test_an_engine_that_is_gone_leaves_no_pool_behind(make: Make, tmp_path: Path):
     engine = sa_railway.create_engine(f"sqlite:///{tmp_path / 'gone.db'}", metrics=True)
-    executes(engine, "SELECT 1")
-    del engine
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+        left_open = connection.connection.driver_connection
+    del engine, connection
     gc.collect()
     again = make("gone.db")
 
@@ -311,6 +318,7 @@ def test_an_engine_that_is_gone_leaves_no_pool_behind(make: Make, tmp_path: Path
         "waiting": 0,
     }
     assert counted(again) == {"queries": 1, "checkouts": 1}
+    left_open.close()
 
 
 def test_histograms_know_how_long_it_took(make: Make):
