@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,24 +14,33 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DEMO = ROOT / "examples" / "demo.py"
-WITHOUT_POSTGRES = f"""
-import runpy, sys
+MAIN = "import sys; from sa_railway.cli import main; sys.exit(main())"
+DEMO = (sys.executable, "-c", MAIN, "demo")
+WITHOUT_POSTGRES = """
+import sys
+from sa_railway.cli import main
 from sa_railway.testing import binaries
 binaries._USUAL_FOLDERS = ()
 binaries._WHEEL = "no_such_wheel"
-sys.path.insert(0, {str(DEMO.parent)!r})
-runpy.run_path({str(DEMO)!r}, run_name="__main__")
+sys.exit(main(["demo"]))
+"""
+WITHOUT_FLASK = """
+import importlib.util, sys
+from sa_railway import cli
+cli.find_spec = lambda name: None if name == "flask" else importlib.util.find_spec(name)
+sys.exit(cli.main(["demo"]))
 """
 
 
 class Demo:
     """A demo that runs, in a folder of its own for what it may leave behind."""
 
-    def __init__(self, folder: Path, *command: str, **variables: str) -> None:
+    def __init__(
+        self, folder: Path, *command: str, stderr: int = subprocess.STDOUT, **variables: str
+    ) -> None:
         self._folder = folder
         self.process = subprocess.Popen(
-            [sys.executable, *command],
+            command,
             env={
                 **os.environ,
                 "PYTHONPATH": str(ROOT),
@@ -39,7 +49,7 @@ class Demo:
                 **variables,
             },
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             text=True,
         )
 
@@ -65,7 +75,7 @@ def environments() -> Iterator[bytes]:
 
 @pytest.fixture(scope="module")
 def demo(postgres_binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    return Demo(tmp_path_factory.mktemp("demo"), str(DEMO), "--quick")
+    return Demo(tmp_path_factory.mktemp("demo"), *DEMO, "--quick")
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +146,7 @@ def test_no_write_is_lost_or_doubled(output: str):
 
 
 def test_an_interrupted_demo_leaves_nothing_behind(postgres_binaries: Path, tmp_path: Path):
-    demo = Demo(tmp_path, str(DEMO), "--quick")
+    demo = Demo(tmp_path, *DEMO, "--quick")
     for line in demo.process.stdout:
         if line.endswith("no fault: only requests\n"):
             break
@@ -147,21 +157,45 @@ def test_an_interrupted_demo_leaves_nothing_behind(postgres_binaries: Path, tmp_
     assert demo.leftovers() == []
 
 
+def test_for_machines_there_is_one_object_and_progress_elsewhere(
+    postgres_binaries: Path, tmp_path: Path
+):
+    demo = Demo(tmp_path, *DEMO, "--quick", "--json", stderr=subprocess.PIPE)
+    output, progress = demo.process.communicate(timeout=90)
+    shown = json.loads(output)
+
+    assert demo.process.returncode == 0
+    assert list(shown) == ["plain", "pool_pre_ping", "sa_railway"]
+    assert all(list(variant["steps"]) == ["no fault", *FAULTS] for variant in shown.values())
+    failed = [sum(s["failed"] for s in v["steps"].values()) for v in shown.values()]
+    assert failed[0] > failed[1] > failed[2] == 0
+    assert [(v["lost"], v["twice"]) for v in shown.values()] == [(0, 0)] * 3
+    assert progress.startswith("One small Flask application, three times")
+
+
 # --- without ---
 
 
 def test_without_postgresql_the_demo_uses_sqlite(tmp_path: Path):
-    demo = Demo(tmp_path, "-c", WITHOUT_POSTGRES, PATH="")
+    demo = Demo(tmp_path, sys.executable, "-c", WITHOUT_POSTGRES, PATH="")
     output = demo.output()
 
-    assert demo.process.returncode == 0, output
+    assert demo.process.returncode == 1, output
     assert output.startswith("No PostgreSQL server was found: ")
-    written = r'\{"id":1,"text":"A file will do\.","written_at":"[^"]+"\}'
-    assert re.search(
-        "\n\nSo there is no server to break. The application on the SQLite file it then uses:\n\n"
-        r"  GET  /health  200  ok\n"
-        rf"  POST /notes   201  {written}\n"
-        rf"  GET  /notes   200  \[{written}\]\n\Z",
-        output,
+    assert output.endswith(
+        "\n\nSo there is no server to break. The application on the SQLite file it uses:\n\n"
+        '  GET  /health/ready  200  {"status": "ready", "reason": null}\n'
+        '  POST /notes         201  {"id":1,"text":"A file will do."}\n'
+        '  GET  /notes         200  [{"id":1,"text":"A file will do."}]\n'
     )
     assert demo.leftovers() == []
+
+
+def test_without_flask_the_demo_says_what_to_install(tmp_path: Path):
+    demo = Demo(tmp_path, sys.executable, "-c", WITHOUT_FLASK)
+
+    assert demo.output() == (
+        "sa-railway demo: the application of the demonstration needs Flask and Gunicorn: "
+        'pip install "sa-railway[flask,gunicorn]"\n'
+    )
+    assert demo.process.returncode == 1

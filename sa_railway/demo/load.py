@@ -1,4 +1,4 @@
-"""Applications under Gunicorn, and requests that come to them at a steady rate, for ``demo.py``."""
+"""Applications under Gunicorn, and requests that come to them at a steady rate."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ RATE = 20  # requests a second to each application, however long the answers tak
 WRITE_EVERY = 5  # one request in so many stores a note, the others read
 LIMIT = 5.0  # seconds that a client waits for an answer
 
-_HERE = Path(__file__).resolve().parent
+_APP = "sa_railway.demo.app"
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 class Application:
     """One variant under Gunicorn, with 2 workers, on a free port.
 
     Args:
-        variant: the name of a function of ``demo_app``.
+        variant: the name of a function of ``sa_railway.demo.app``.
         folder: where it runs and logs.
         url: the database; without one the application takes its default.
     """
@@ -44,11 +45,11 @@ class Application:
             self._log.open("wb") as log,
         ):
             self._port = listener.getsockname()[1]
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - this Python and our own module
                 [
                     *(sys.executable, "-m", "gunicorn", *hooks, "--workers=2"),
                     *("--graceful-timeout=1", f"--bind=fd://{listener.fileno()}"),
-                    f"demo_app:{variant}()",
+                    f"{_APP}:{variant}()",
                 ],
                 cwd=folder,
                 env=_environment(folder, url),
@@ -69,12 +70,17 @@ class Application:
         self._process.wait()
 
     async def wait_until_ready(self) -> None:
-        """Wait for an answer; exit with what was logged if there is none."""
+        """Wait for an answer.
+
+        Raises:
+            RuntimeError: there is none; with what was logged.
+        """
         try:
             async with asyncio.timeout(30):
-                await self.request("GET", "/health")
+                await self.request("GET", "/notes")
         except OSError as error:
-            sys.exit(f"{self.variant} does not answer ({error!r}):\n{self._log.read_text()}")
+            log = self._log.read_text()
+            raise RuntimeError(f"{self.variant} does not answer ({error!r}):\n{log}") from error
 
     async def request(self, method: str, path: str, note: str | None = None) -> tuple[int, str]:
         """Return the status and body of the answer.
@@ -101,8 +107,8 @@ def running(
     variants: Iterable[str], folder: Path, url: str | None = None
 ) -> Iterator[list[Application]]:
     """Make the tables of the database at *url*, and run the *variants* on it."""
-    subprocess.run(
-        [sys.executable, _HERE / "demo_app.py"],
+    subprocess.run(  # noqa: S603 - the same
+        [sys.executable, "-m", _APP],
         cwd=folder,
         env=_environment(folder, url),
         start_new_session=True,
@@ -124,7 +130,7 @@ def _environment(folder: Path, url: str | None) -> dict[str, str]:
         **kept,
         **({"DATABASE_URL": url} if url else {}),
         "HOME": str(folder),  # where Gunicorn puts its control socket
-        "PYTHONPATH": os.pathsep.join(map(str, (_HERE, _HERE / "flask_app", _HERE.parent))),
+        "PYTHONPATH": str(_ROOT),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
 

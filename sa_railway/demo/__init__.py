@@ -1,0 +1,1 @@
+"""A demonstration: one application, with and without the package, while its server fails."""

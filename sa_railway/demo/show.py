@@ -1,0 +1,131 @@
+"""Run the demonstration from its beginning to its end.
+
+The same application runs three times, each under a Gunicorn of its own and with a configuration of
+its own. All three use one throwaway PostgreSQL through one proxy and so meet the same faults at the
+same time, while requests come in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TextIO
+
+from sqlalchemy import Engine, NullPool, text
+
+from sa_railway import create_engine
+from sa_railway.demo import table
+from sa_railway.demo.faults import QUICK, WHOLE, Faults
+from sa_railway.demo.load import RATE, WRITE_EVERY, Load, running
+from sa_railway.testing import ChaosProxy, PostgresNotFoundError, TemporaryPostgres
+
+__all__ = ["run"]
+
+VARIANTS = {
+    "plain": "Flask-SQLAlchemy as it comes",
+    "pool_pre_ping": "with the options pool_pre_ping=True and pool_recycle=300",
+    "sa_railway": "with engine_options(), Railway(app, db), and the hooks for Gunicorn",
+}
+INTRODUCTION = f"""\
+One small Flask application, three times, each under a Gunicorn with 2 workers:
+
+{"".join(f"  {variant:<15}{text}" + chr(10) for variant, text in VARIANTS.items())}
+All use the same PostgreSQL server. Each is sent {RATE} requests a second,
+one in {WRITE_EVERY} of them a write.
+"""
+
+
+def run(*, quick: bool = False, as_json: bool = False) -> bool:
+    """Show what the failures of a server do to an application, without and with the package.
+
+    It takes about 40 s. Where there is no PostgreSQL to start, it shows the application on SQLite.
+
+    Args:
+        quick: whether there is less of each fault, for 15 s.
+        as_json: whether one JSON object is printed, and all else on standard error.
+
+    Returns:
+        whether there was a PostgreSQL.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, or SIGTERM; everything is stopped and removed.
+        RuntimeError: an application does not answer; with its log.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like a Ctrl-C
+    demo = _Demo(sys.stderr if as_json else sys.stdout, quick=quick, as_json=as_json)
+    try:
+        with tempfile.TemporaryDirectory(prefix="sa-railway-demo-") as folder:
+            return demo.run(Path(folder))
+    except KeyboardInterrupt:
+        demo.tell("\nInterrupted; everything is stopped and removed.")
+        raise
+
+
+class _Demo:
+    """One run of it, which tells on *stream* how far it is."""
+
+    def __init__(self, stream: TextIO, *, quick: bool, as_json: bool) -> None:
+        self._started = time.monotonic()
+        self._plan = QUICK if quick else WHOLE
+        self._as_json = as_json
+        self.tell = functools.partial(print, file=stream, flush=True)
+
+    def _say(self, line: str) -> None:
+        self.tell(f"{time.monotonic() - self._started:5.1f} s  {line}")
+
+    def run(self, folder: Path) -> bool:
+        try:
+            with TemporaryPostgres() as server, ChaosProxy(server.url) as proxy:
+                self._compare(folder, server, proxy)
+        except PostgresNotFoundError as error:
+            self.tell(error)
+            self._show_sqlite(folder)
+            return False
+        return True
+
+    def _compare(self, folder: Path, server: TemporaryPostgres, proxy: ChaosProxy) -> None:
+        """Run all variants through all faults, and print what became of the requests."""
+        self.tell(INTRODUCTION)
+        self._say("starting the applications")
+        admin = create_engine(server.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        faults = Faults(self._plan, server, proxy, admin)
+        url = proxy.url.render_as_string(hide_password=False)
+        with running(VARIANTS, folder, url) as applications:
+            load = Load(applications)
+            asyncio.run(faults.strike(load, self._say))
+        self._say("done")
+        outcome = [step.title for step in faults.steps], load.results, _stored_notes(admin)
+        if self._as_json:
+            print(json.dumps(table.as_dict(*outcome), indent=2))
+        else:
+            self.tell("", *table.render(*outcome), sep="\n")
+
+    def _show_sqlite(self, folder: Path) -> None:
+        """Run the application without a server, for a few requests."""
+        self.tell("\nSo there is no server to break. The application on the SQLite file it uses:\n")
+        with running(["sa_railway"], folder) as applications:
+            asyncio.run(self._ask_a_little(Load(applications)))
+
+    async def _ask_a_little(self, load: Load) -> None:
+        await load.wait_until_ready()
+        for method, path, note in (
+            ("GET", "/health/ready", None),
+            ("POST", "/notes", "A file will do."),
+            ("GET", "/notes", None),
+        ):
+            status, body = await load.applications[0].request(method, path, note)
+            self.tell(f"  {method:<5}{path:<15}{status}  {body.strip()}")
+
+
+def _stored_notes(admin: Engine) -> Counter[str]:
+    """Return how often each note is in the database."""
+    with admin.connect() as connection:
+        rows = connection.execute(text("SELECT text, count(*) FROM note GROUP BY text"))
+        return Counter(dict(rows.all()))
