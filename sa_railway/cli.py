@@ -25,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import sa_railway
 from sa_railway.config.budget import count_processes, plan_budget
+from sa_railway.config.masking import masked
 from sa_railway.config.profile import load_profile
 from sa_railway.config.url import find_url
 from sa_railway.exc import ConfigurationError, NotReadyError
@@ -104,7 +105,7 @@ def _add_wait(subparsers: Any) -> None:
 def _wait(options: argparse.Namespace) -> int:
     url = find_url(options.url)
     started = time.monotonic()
-    result: dict[str, Any] = {"ready": True, "database": url.render_as_string(hide_password=True)}
+    result: dict[str, Any] = {"ready": True, "database": masked(url)}
     try:
         _wait_for(url, options)
     except NotReadyError as error:

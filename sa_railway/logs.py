@@ -26,7 +26,7 @@ _NO_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "ascti
 _CREDENTIALS = re.compile(
     r"""(\b[a-z][a-z0-9+.-]*://[^\s:/@"\\]*:)(?:\\[^nrt]|[^\s"\\])*@""", re.IGNORECASE
 )
-_PASSWORD = re.compile(r"""(\bpassword=)(?:'[^']*'|[^\s&,;"'\\]+)""", re.IGNORECASE)
+_PASSWORD = re.compile(r"""(\b\w*passw(?:or)?d=)(?:'[^']*'|[^\s&,;"'\\]+)""", re.IGNORECASE)
 
 
 def json_formatter() -> logging.Formatter:
@@ -34,8 +34,8 @@ def json_formatter() -> logging.Formatter:
 
     It holds ``message``, ``level`` (``debug``, ``info``, ``warn`` or ``error``), ``logger``,
     ``time`` (UTC), ``exception`` and ``stack`` if there are any, with their lines in one string,
-    and whatever was passed as ``extra``. Passwords in URLs and in ``password=`` are masked, as a
-    last defence: nothing of this package logs one.
+    and whatever was passed as ``extra``. Passwords in URLs, after ``password=`` and the like are
+    masked, as a last defence: nothing of this package logs one.
 
     It may be used by several handlers, and named in ``logging.config.dictConfig()`` as
     ``{"()": "sa_railway.logs.json_formatter"}``.

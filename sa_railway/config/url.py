@@ -22,6 +22,7 @@ from sa_railway.config.drivers import (
     last,
     spell_query,
 )
+from sa_railway.config.masking import shows_password
 from sa_railway.exc import ConfigurationError
 
 __all__ = [
@@ -84,6 +85,9 @@ _FLAWS = (
     ),
 )
 
+# but for one in a query, it is of a password, whose rest would be taken for host and database
+_SECOND_AT = re.compile(r"(?i:postgres|mysql|mariadb)[^@]*@(?![^@?]*\?[a-z_]+=).*@", re.DOTALL)
+
 _HOST_LIST = re.compile(
     r"(?P<start>postgres(?:ql)?(?:\+\w+)?://(?:[^@/?]*@)?)"
     r"(?P<hosts>[^@/?,\[\]]+(?:,[^@/?,\[\]]+)+)(?P<rest>.*)",
@@ -115,7 +119,8 @@ def database_url(
         environ: the variables to read.
 
     Returns:
-        A URL whose ``str()`` hides the password. The environment is read anew at every call.
+        A URL whose ``str()`` hides the password, but SQLAlchemy shows an ``sslpassword`` in its
+        query; that is better passed in ``connect_args``. The environment is read at every call.
 
     Raises:
         ConfigurationError: no usable URL; the message says of each variable what is wrong.
@@ -204,7 +209,7 @@ def _parse(name: str, url: str | URL) -> URL:
             if pattern.match(url):
                 raise ConfigurationError(f"{name} {flaw}")
     parsed = _read(url) if isinstance(url, str) else url
-    if parsed is None or _shows_password(parsed):
+    if parsed is None or shows_password(parsed):
         raise ConfigurationError(f"{name} {_UNREADABLE}")
     backend, plus, driver = parsed.drivername.lower().partition("+")
     backend = "postgresql" if backend == "postgres" else backend
@@ -216,6 +221,8 @@ def _parse(name: str, url: str | URL) -> URL:
 
 def _read(text: str) -> URL | None:
     """Parse *text*; None says that it cannot be, without the parser's message, which may quote."""
+    if _SECOND_AT.match(text):
+        return None
     hosts = _HOST_LIST.match(text)
     try:
         if not hosts:
@@ -224,13 +231,6 @@ def _read(text: str) -> URL | None:
         return make_url(hosts["start"] + hosts["rest"]).update_query_dict({"host": listed})
     except (ArgumentError, ValueError):
         return None
-
-
-def _shows_password(url: URL) -> bool:
-    """Return whether a part of a password was taken for the host or database, for an "@" in it."""
-    if url.host:
-        return "@" in url.host or "]" in url.host
-    return "@" in (url.database or "") and url.drivername.startswith(("postgres", "mysql", "maria"))
 
 
 def _unknown(backend: str, driver: str) -> str:

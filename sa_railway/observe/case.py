@@ -91,7 +91,7 @@ class Case:
         has_pooler: whether a pooler is in between.
     """
 
-    given: str | URL | None = None
+    given: str | URL | None = field(default=None, repr=False)  # it holds a password, as url does
     profile_name: str | Profile = "web"
     replicas: int = 1
     processes: int = 1
@@ -99,7 +99,7 @@ class Case:
     tables: Sequence[str] = ()
     timeout: float = 5.0
     source: str = ""
-    url: URL = field(default_factory=lambda: URL.create("postgresql"))
+    url: URL = field(default_factory=lambda: URL.create("postgresql"), repr=False)
     profile: Profile = PROFILES["web"]
     addresses: list[Address] = field(default_factory=list)
     address: Address | None = None

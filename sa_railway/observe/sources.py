@@ -1,18 +1,18 @@
-"""The variables that a database URL may come from, what became of each, and how to show one."""
+"""The variables that a database URL may come from, and what became of each."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from sqlalchemy import URL
 
+from sa_railway.config.masking import masked
 from sa_railway.config.url import find_url, is_private_host, is_public_proxy, normalize_url
 from sa_railway.exc import ConfigurationError
 
-__all__ = ["Source", "describe", "look_up", "masked", "try_source"]
+__all__ = ["Source", "describe", "look_up", "try_source"]
 
 # in the order in which database_url() takes them; a test compares the two
 _VARIABLES = (
@@ -22,8 +22,6 @@ _VARIABLES = (
     "PGHOST",
     "DATABASE_PUBLIC_URL",
 )
-_SECRET = re.compile(r"password", re.IGNORECASE)
-_SECRET_IN_DSN = re.compile(r"(password=)[^&]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Source:
     """A variable that is set, and what came of it: a URL, or the reason why it cannot be used."""
 
     name: str
-    url: URL | None = None
+    url: URL | None = field(default=None, repr=False)  # its query may hold a secret
     flaw: str = ""
 
 
@@ -73,18 +71,3 @@ def describe(sources: list[Source]) -> Iterator[tuple[str, str]]:
             yield "passed over", source.flaw
     if not sources:
         yield "not set", ", ".join(_VARIABLES[1:])
-
-
-def masked(url: URL) -> str:
-    """Return *url* for people: without the password, and without those in its query."""
-    query = {
-        name: "***" if _SECRET.search(name) else _without_secret(value)
-        for name, value in url.query.items()
-    }
-    return url.set(query=query).render_as_string(hide_password=True)
-
-
-def _without_secret(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    if isinstance(value, str):
-        return _SECRET_IN_DSN.sub(r"\1***", value)
-    return tuple(_SECRET_IN_DSN.sub(r"\1***", text) for text in value)

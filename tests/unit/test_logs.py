@@ -109,6 +109,7 @@ def test_a_stack_is_one_string():
         ("to redis://:secret@cache and back", "to redis://:***@cache and back"),
         ('postgresql://u:se"c\\ret@db/x', "postgresql://u:***@db/x"),
         ("host=db password=secret user=u", "host=db password=*** user=u"),
+        ("postgresql://db/x?sslpassword=secret&a=b", "postgresql://db/x?sslpassword=***&a=b"),
         ("host=db password='my secret' user=u", "host=db password=*** user=u"),
         ("postgresql:///x?user=u&password=secret&host=db", None),
         ("http://localhost:8000/orders\nmail to a@b.example", None),
@@ -125,11 +126,11 @@ def test_passwords_are_masked_and_the_rest_is_left(text: str, shown: str | None)
 
 def test_a_password_in_an_exception_is_masked():
     try:
-        raise ValueError("postgresql://u:secret@db/x")
+        raise ValueError("postgresql://u:hush@db/x")
     except ValueError as error:
         text = line(exc_info=(type(error), error, error.__traceback__), msg="failed", args=())
 
-    assert "secret" not in text
+    assert "hush" not in text
     assert json.loads(text)["exception"].endswith("\nValueError: postgresql://u:***@db/x")
 
 

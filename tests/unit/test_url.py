@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 
 import pytest
+from marked import MARK
 from sqlalchemy import URL, make_url
 
 from sa_railway.config import drivers
@@ -21,7 +22,7 @@ from sa_railway.config.url import (
 )
 from sa_railway.exc import ConfigurationError
 
-PASSWORD = "pw-that-nobody-may-see"
+PASSWORD = MARK
 
 FIX = (
     "on Railway, set DATABASE_URL=${{Postgres.DATABASE_URL}} on this service, with the name of "
@@ -123,6 +124,11 @@ def install(monkeypatch: pytest.MonkeyPatch, modules: Iterable[str]) -> None:
             "postgresql+psycopg2://u:pw@h/d",
             id="user and password in the query",
         ),
+        pytest.param(
+            "postgresql://u:pw@h/d?application_name=me@home&sslcert=/home/me@home/c",
+            "postgresql+psycopg2://u:pw@h/d?application_name=me@home&sslcert=/home/me@home/c",
+            id="@ in the query",
+        ),
         *[
             pytest.param(f"{explicit}://u:pw@h/d", f"{explicit}://u:pw@h/d", id=f"kept: {explicit}")
             for explicit in (
@@ -177,6 +183,15 @@ def test_url_is_normalized(given: str, expected: str) -> None:
         pytest.param(
             f"postgresql://u:x@y:{PASSWORD}@h/d", UNREADABLE, id="@ and : in the password"
         ),
+        pytest.param(
+            f"postgresql://u:x@y/{PASSWORD}@h/d", UNREADABLE, id="@ and / in the password"
+        ),
+        pytest.param(
+            f"postgresql://u:x@y?{PASSWORD}@h/d", UNREADABLE, id="@ and ? in the password"
+        ),
+        pytest.param(
+            f"mysql://u:x@y/{PASSWORD}?z@h/d", UNREADABLE, id="@, / and ? in it, of MySQL"
+        ),
         pytest.param(f"postgresql:///u:{PASSWORD}@h/d", UNREADABLE, id="a slash too many"),
         pytest.param("postgresql://[::1]:1,[::2]:2/d", UNREADABLE, id="several IPv6 hosts"),
         pytest.param(
@@ -215,10 +230,17 @@ def test_url_of_another_type_is_refused() -> None:
     assert str(caught.value) == "url is of type bytes; allowed: a string or a sqlalchemy.URL"
 
 
-def test_broken_url_object_is_refused() -> None:
+@pytest.mark.parametrize("parts", [{"host": f"{PASSWORD}@h"}, {"database": f"{PASSWORD}@h/d"}])
+def test_broken_url_object_is_refused(parts: dict[str, str]) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        normalize_url(URL.create("postgresql", host=f"{PASSWORD}@h"))
+        normalize_url(URL.create("postgresql", **{"host": "h", **parts}))
     assert str(caught.value) == f"url {UNREADABLE}"
+
+
+def test_database_with_an_at_sign_is_taken_from_a_url_object() -> None:
+    assert normalize_url(URL.create("postgresql", host="h", database="me@home")).database == (
+        "me@home"
+    )
 
 
 @pytest.mark.parametrize("driver", [None, "asyncpg", "psycopg"])

@@ -12,12 +12,13 @@ from pathlib import Path
 import sqlalchemy
 from sqlalchemy import URL
 
+from sa_railway.config.masking import masked
 from sa_railway.config.profile import load_profile
 from sa_railway.config.url import find_url, is_public_proxy, normalize_url
 from sa_railway.exc import ConfigurationError
 from sa_railway.observe.case import Case, Seen
 from sa_railway.observe.findings import Finding, Kind, Severity
-from sa_railway.observe.sources import Source, look_up, masked, try_source
+from sa_railway.observe.sources import Source, look_up, try_source
 
 __all__ = ["check_environment", "check_url"]
 

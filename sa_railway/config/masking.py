@@ -1,0 +1,43 @@
+"""What in a database URL is secret, and how to show the rest.
+
+SQLAlchemy hides the password before the host only; drivers take secrets in the query as well, such
+as ``password`` and ``sslpassword``, which unlocks the key of a client certificate.
+"""
+
+from __future__ import annotations
+
+import re
+
+from sqlalchemy import URL
+
+__all__ = ["masked", "shows_password"]
+
+# passwd is MySQL's, oauth_client_secret libpq's
+_SECRET = re.compile(r"passw|secret|token", re.IGNORECASE)
+_SECRET_IN_DSN = re.compile(r"(\w*(?:passw|secret|token)\w*=)[^&]*", re.IGNORECASE)
+
+
+def masked(url: URL) -> str:
+    """Return *url* for people: without the password, and without the secrets in its query."""
+    if shows_password(url):
+        return f"{url.drivername}://***"
+    query = {
+        name: "***" if _SECRET.search(name) else _without_secret(value)
+        for name, value in url.query.items()
+    }
+    return url.set(query=query).render_as_string().replace("%2A%2A%2A", "***")
+
+
+def shows_password(url: URL) -> bool:
+    """Return whether a part of a password was taken for the host or database, for an "@" in it."""
+    host, (_, at, rest) = url.host or "", (url.database or "").partition("@")
+    if "@" in host or "]" in host:
+        return True
+    has_server = url.drivername.lower().startswith(("postgres", "mysql", "maria"))
+    return has_server and ("/" in rest if host else bool(at))
+
+
+def _without_secret(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    if isinstance(value, str):
+        return _SECRET_IN_DSN.sub(r"\1***", value)
+    return tuple(_SECRET_IN_DSN.sub(r"\1***", text) for text in value)
