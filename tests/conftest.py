@@ -11,11 +11,14 @@ from types import SimpleNamespace
 
 import psycopg
 import pytest
+from marked import MarkedPostgres
 from pytest_postgresql import factories
 from sqlalchemy import URL, make_url
 
 from sa_railway.testing import PostgresNotFoundError, TemporaryPostgres
 from sa_railway.testing.binaries import find_binaries
+
+pytest_plugins = ["secrets_watch"]
 
 RINGS = Path(__file__).parent
 DEVELOPERS_OWN = re.compile(r"DATABASE_URL|DATABASE_.*_URL|PG.*|RAILWAY_.*|SA_RAILWAY_.*")
@@ -58,14 +61,14 @@ def postgres_binaries() -> Path:
 @pytest.fixture(scope="session")
 def postgres(postgres_binaries: Path) -> Iterator[TemporaryPostgres]:
     """A server that many tests share. Whoever stops or freezes one takes ``own_postgres``."""
-    with TemporaryPostgres() as server:
+    with MarkedPostgres() as server:
         yield server
 
 
 @pytest.fixture
 def own_postgres(postgres_binaries: Path) -> Iterator[TemporaryPostgres]:
     """A server for this test alone."""
-    with TemporaryPostgres() as server:
+    with MarkedPostgres() as server:
         yield server
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import psycopg2
 import pytest
 import sqlalchemy
+from marked import MarkedPostgres
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
@@ -19,7 +20,7 @@ from sa_railway.engine import commit, outcome
 from sa_railway.engine.commit import CommitState, watch_commit
 from sa_railway.engine.outcome import Outcome, read_ticket
 from sa_railway.exc import CommitOutcomeUnknownError
-from sa_railway.testing import ChaosProxy, TemporaryPostgres
+from sa_railway.testing import ChaosProxy
 
 SYNC = ["psycopg2", "psycopg"]
 LOST_BUT_COMMITTED = [
@@ -299,7 +300,7 @@ def test_a_status_too_old_to_be_known_is_unknown(postgres, plain, monkeypatch, o
 @pytest.fixture
 def lazy_log(postgres_binaries):
     """A server that writes its log only when a COMMIT makes it, so that a crash loses ids."""
-    with TemporaryPostgres(settings={"wal_writer_delay": "10s", "bgwriter_delay": "10s"}) as server:
+    with MarkedPostgres(settings={"wal_writer_delay": "10s", "bgwriter_delay": "10s"}) as server:
         engine = sqlalchemy.create_engine(server.url, poolclass=NullPool)
         with engine.begin() as connection:
             connection.execute(text("CREATE TABLE lost (n int)"))
@@ -467,7 +468,7 @@ def test_another_database_cannot_be_watched():
 
 def test_two_phase_commits_and_savepoints_are_left_alone(postgres_binaries, outcomes):
     with (
-        TemporaryPostgres(settings={"max_prepared_transactions": 2}) as server,
+        MarkedPostgres(settings={"max_prepared_transactions": 2}) as server,
         ChaosProxy(server.url) as proxy,
     ):
         engine = sa_railway.create_engine(proxy.url, resolve_commit=True)

@@ -9,12 +9,13 @@ import traceback
 import psycopg2
 import pytest
 import sqlalchemy
+from marked import MARK, MarkedPostgres
 from sqlalchemy import text
 
 import sa_railway
 from sa_railway import events
 from sa_railway.exc import DatabaseUnavailableError
-from sa_railway.testing import ChaosProxy, TemporaryPostgres
+from sa_railway.testing import ChaosProxy
 
 SYNC = ["psycopg2", "psycopg"]
 
@@ -130,7 +131,7 @@ def test_asyncio_waits_without_blocking_the_loop(postgres, driver, failures):
 
 @pytest.fixture(scope="module")
 def guarded_postgres(postgres_binaries):
-    with TemporaryPostgres(password="right-marked") as server:
+    with MarkedPostgres(password=f"right-{MARK}") as server:
         yield server
 
 
@@ -138,7 +139,7 @@ def guarded_postgres(postgres_binaries):
 @pytest.mark.parametrize(
     ("change", "says", "fix"),
     [
-        ({"password": "wrong-marked"}, "password authentication failed", "password"),
+        ({"password": f"wrong-{MARK}"}, "password authentication failed", "password"),
         (
             {"database": "absent"},
             'database "absent" does not exist',
@@ -160,11 +161,11 @@ def test_what_waiting_cannot_mend_is_raised_at_once(
     notes = "\n".join(caught.value.__notes__)
     assert fix in notes
     assert "(1 attempt)" in notes
-    assert "marked" not in shown
+    assert MARK not in shown
 
 
 @pytest.mark.parametrize(
-    "change", [{"password": "wrong-marked"}, {"database": "absent"}], ids=["password", "database"]
+    "change", [{"password": f"wrong-{MARK}"}, {"database": "absent"}], ids=["password", "database"]
 )
 def test_asyncpg_raises_at_once_too(guarded_postgres, change, failures):
     async def main():
@@ -181,7 +182,7 @@ def test_asyncpg_raises_at_once_too(guarded_postgres, change, failures):
 
 
 def test_the_drivers_own_exception_is_the_cause(guarded_postgres):
-    engine = sa_railway.create_engine(guarded_postgres.url.set(password="wrong"))
+    engine = sa_railway.create_engine(guarded_postgres.url.set(password=f"wrong-{MARK}"))
 
     with pytest.raises(sqlalchemy.exc.OperationalError) as caught:
         engine.connect()

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
+from marked import MarkedPostgres
 from sqlalchemy import text
 
 import sa_railway
-from sa_railway.testing import TemporaryPostgres
 
 
 @pytest.fixture(scope="module")
 def standby(postgres_binaries):
     """A server that has become a standby, as an old primary does after a failover."""
-    with TemporaryPostgres() as server:
+    with MarkedPostgres() as server:
         engine = sqlalchemy.create_engine(server.url)
         with engine.begin() as connection:
             connection.execute(text("CREATE TABLE t (n int)"))

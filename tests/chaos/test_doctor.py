@@ -21,6 +21,7 @@ import psycopg
 import psycopg2
 import pytest
 import sqlalchemy
+from marked import MARK, MarkedPostgres
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool, Pool
@@ -30,9 +31,9 @@ from sa_railway.observe.checks import CHECKS, sessions
 from sa_railway.observe.doctor import examine
 from sa_railway.observe.findings import Outcome, Severity
 from sa_railway.observe.report import render
-from sa_railway.testing import ChaosProxy, TemporaryPostgres
+from sa_railway.testing import ChaosProxy
 
-SECRET = "marked-secret"
+SECRET = MARK
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "doctor.schema.json").read_text())
 # of a certificate authority that has signed nothing
 ANOTHER_ROOT = """\
@@ -103,7 +104,7 @@ def execute_async(url, statement):
 
 @pytest.fixture(scope="module")
 def server(postgres_binaries):
-    with TemporaryPostgres(password=SECRET) as server:
+    with MarkedPostgres(password=SECRET) as server:
         yield server
 
 
@@ -483,7 +484,7 @@ def test_a_role_that_may_not_log_in(server, execute):
 
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_too_many_clients(postgres_binaries, driver):
-    with TemporaryPostgres(settings={"max_connections": 8}) as server:
+    with MarkedPostgres(settings={"max_connections": 8}) as server:
         url = server.url_for(driver).set(password=SECRET)
         with contextlib.ExitStack() as stack:
             for _ in range(8):
@@ -717,7 +718,7 @@ def test_read_only_by_default(server, execute):
 
 
 def test_an_expired_idle_timeout_of_the_server(postgres_binaries, monkeypatch):
-    with TemporaryPostgres(settings={"idle_session_timeout": "1s"}) as server:
+    with MarkedPostgres(settings={"idle_session_timeout": "1s"}) as server:
         said = killed_in_the_pool(server)
         for driver in DRIVERS:
             diagnosis = diagnose(server.url_for(driver).set(password=SECRET))
@@ -780,7 +781,7 @@ def test_tables_that_are_not_there(server, execute):
 
 
 def test_a_budget_over_max_connections(postgres_binaries, monkeypatch):
-    with TemporaryPostgres(settings={"max_connections": 20}) as server:
+    with MarkedPostgres(settings={"max_connections": 20}) as server:
         url = server.url.set(password=SECRET)
         scale = {"replicas": 2, "processes": 2}
         diagnosis = diagnose(url, **scale)
@@ -826,7 +827,7 @@ def test_a_pool_without_a_limit(server, monkeypatch):
 def test_connections_that_become_scarce(postgres_binaries, monkeypatch, held, severity):
     monkeypatch.setenv("SA_RAILWAY_POOL_SIZE", "1")
     monkeypatch.setenv("SA_RAILWAY_MAX_OVERFLOW", "0")
-    with TemporaryPostgres(settings={"max_connections": 14}) as server:
+    with MarkedPostgres(settings={"max_connections": 14}) as server:
         with contextlib.ExitStack() as stack:
             for _ in range(held):
                 stack.enter_context(

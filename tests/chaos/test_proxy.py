@@ -12,10 +12,11 @@ import asyncpg
 import psycopg
 import psycopg2
 import pytest
+from marked import MarkedPostgres
 from sqlalchemy import make_url
 
 from sa_railway.exc import ConfigurationError
-from sa_railway.testing import ChaosProxy, TemporaryPostgres
+from sa_railway.testing import ChaosProxy
 from sa_railway.testing.protocol import Conversation
 
 DRIVERS = ["psycopg2", "psycopg", "asyncpg"]
@@ -171,7 +172,7 @@ STARTUP = opening(196608, b"user\0postgres\0database\0postgres\0\0")
 @pytest.fixture(scope="module")
 def postgres(postgres_binaries):
     """A server for this module alone, because its clients are counted."""
-    with TemporaryPostgres() as server:
+    with MarkedPostgres() as server:
         yield server
 
 

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from marked import MARK, MarkedPostgres
 from sqlalchemy import event, text
 
 import sa_railway
@@ -20,7 +21,7 @@ from sa_railway.observe.health.asgi import HealthApp
 from sa_railway.observe.health.endpoints import respond
 from sa_railway.observe.health.probe import recent_probes, start_probe
 from sa_railway.observe.health.report import Status, check_health
-from sa_railway.testing import ChaosProxy, TemporaryPostgres
+from sa_railway.testing import ChaosProxy
 
 NO_ANSWER = {"status": "unavailable", "reason": "The server did not answer within 2 s."}
 READY = {"status": "ready", "reason": None}
@@ -280,8 +281,8 @@ def test_a_full_server_does_not_take_a_process_out_of_service_that_has_connectio
 
 
 def test_a_server_that_lets_nobody_in_and_what_is_not_told(postgres_binaries, make_engine):
-    with TemporaryPostgres(password="right") as server:
-        wrong = server.url.set(username="marked_user", password="marked_word")
+    with MarkedPostgres(password=f"right-{MARK}") as server:
+        wrong = server.url.set(username="marked_user", password=f"wrong-{MARK}")
         engine = make_engine(wrong)
         said = [
             respond(engine, path, headers, debug=True).body
@@ -291,7 +292,7 @@ def test_a_server_that_lets_nobody_in_and_what_is_not_told(postgres_binaries, ma
 
     assert json.loads(said[0])["reason"] == "The server does not let this application in."
     for body in said:
-        for secret in ("marked_", "127.0.0.1", f":{server.port}", "SELECT", "pg_stat"):
+        for secret in ("marked_", MARK, "127.0.0.1", f":{server.port}", "SELECT", "pg_stat"):
             assert secret not in body
 
 
@@ -315,7 +316,7 @@ def test_the_connections_of_the_server_are_counted(own_postgres, make_engine):
 
 def test_a_server_with_few_connections_left_is_critical(postgres_binaries, make_engine):
     settings = {"max_connections": 8, "superuser_reserved_connections": 3}
-    with TemporaryPostgres(settings=settings) as server, ExitStack() as stack:
+    with MarkedPostgres(settings=settings) as server, ExitStack() as stack:
         engine = make_engine(server.url)
         for _ in range(5):
             stack.enter_context(engine.connect()).execute(text("SELECT 1"))

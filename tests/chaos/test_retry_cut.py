@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy
+from marked import MarkedPostgres
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
@@ -15,7 +16,7 @@ from sqlalchemy.pool import NullPool
 
 import sa_railway
 from sa_railway import events, retry
-from sa_railway.testing import ChaosProxy, TemporaryPostgres
+from sa_railway.testing import ChaosProxy
 
 INSERT = text("INSERT INTO entry VALUES (:n)")
 MAKERS = {"plugin": sa_railway.create_engine, "plain": sqlalchemy.create_engine}
@@ -407,7 +408,7 @@ def test_an_earlier_error_does_not_vouch_for_a_raw_connection(engine_through, en
 
 @pytest.fixture(scope="module")
 def preparing_postgres(postgres_binaries):
-    with TemporaryPostgres(settings={"max_prepared_transactions": 5}) as server:
+    with MarkedPostgres(settings={"max_prepared_transactions": 5}) as server:
         engine = sqlalchemy.create_engine(server.url, poolclass=NullPool)
         with engine.begin() as connection:
             connection.execute(text("CREATE TABLE entry (n int)"))

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import sqlalchemy
+from marked import MARK, MarkedPostgres
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
@@ -15,7 +16,7 @@ from sa_railway import events, wait_for_database
 from sa_railway.asyncio import wait_for_database as wait_async
 from sa_railway.exc import NotReadyError
 from sa_railway.recovery import wait
-from sa_railway.testing import ChaosProxy, TemporaryPostgres
+from sa_railway.testing import ChaosProxy
 
 SYNC = ["psycopg2", "psycopg"]
 ASYNC = ["asyncpg", "psycopg_async"]
@@ -167,7 +168,7 @@ def test_a_name_that_does_not_resolve_is_waited_for(postgres):
 
 @pytest.fixture(scope="module")
 def guarded_postgres(postgres_binaries):
-    with TemporaryPostgres(password="right-marked") as server:
+    with MarkedPostgres(password=f"right-{MARK}") as server:
         yield server
 
 
@@ -175,7 +176,7 @@ def guarded_postgres(postgres_binaries):
 @pytest.mark.parametrize(
     ("change", "says", "fix"),
     [
-        ({"password": "wrong-marked"}, "password authentication failed", "The password is wrong"),
+        ({"password": f"wrong-{MARK}"}, "password authentication failed", "The password is wrong"),
         ({"database": "absent"}, 'database "absent" does not exist', "There is no such database"),
     ],
     ids=["password", "database"],
@@ -192,7 +193,7 @@ def test_what_waiting_cannot_mend_is_raised_at_once(
     assert lines == []
     assert not isinstance(caught.value, sa_railway.exc.RailwayError)
     assert [note for note in caught.value.__notes__ if note.startswith(f"sa_railway: {fix}")]
-    assert "marked" not in str(caught.value) + "".join(caught.value.__notes__)
+    assert MARK not in str(caught.value) + "".join(caught.value.__notes__)
 
 
 def test_a_certificate_that_cannot_be_had_is_raised_at_once(postgres):
@@ -212,7 +213,7 @@ def test_an_engine_connects_as_it_always_does(guarded_postgres, make):
 
     @event.listens_for(engine, "do_connect")
     def provide_password(dialect, record, arguments, named):
-        named["password"] = "right-marked"
+        named["password"] = f"right-{MARK}"
 
     wait_for_database(engine)
     engine.dispose()
@@ -430,4 +431,4 @@ def test_no_line_holds_a_password(guarded_postgres, plain):
         )
 
     assert "postgres:***@" in lines[0]
-    assert "marked" not in "".join(lines) + str(caught.value)
+    assert MARK not in "".join(lines) + str(caught.value)

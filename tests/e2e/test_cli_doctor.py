@@ -12,12 +12,13 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from marked import MARK, MarkedPostgres
 
-from sa_railway.testing import ChaosProxy, TemporaryPostgres
+from sa_railway.testing import ChaosProxy
 
 COMMAND = Path(sys.executable).with_name("sa-railway")
 DOCS = Path(__file__).parents[2] / "docs"
-SECRET = "marked-secret"
+SECRET = MARK
 WITHOUT_RICH = [
     sys.executable,
     "-c",
@@ -27,7 +28,7 @@ WITHOUT_RICH = [
 
 @pytest.fixture(scope="module")
 def server(postgres_binaries):
-    with TemporaryPostgres(password=SECRET) as server:
+    with MarkedPostgres(password=SECRET) as server:
         yield server
 
 
@@ -97,7 +98,7 @@ def without_numbers(text):
 
 
 def test_json(server):
-    url = text(server.url.set(password="wrong-marked-secret"))
+    url = text(server.url.set(password=f"wrong-{SECRET}"))
     status, out, err = run("doctor", url, "--json")
 
     assert (status, err) == (1, "")

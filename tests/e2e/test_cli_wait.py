@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
+from marked import MARK, MarkedPostgres
 from sqlalchemy import URL, text
 
-from sa_railway.testing import ChaosProxy, TemporaryPostgres
+from sa_railway.testing import ChaosProxy
 
 COMMAND = Path(sys.executable).with_name("sa-railway")
 
@@ -41,7 +42,7 @@ def shown(url: URL) -> str:
 
 @pytest.fixture(scope="module")
 def guarded_postgres(postgres_binaries: Path):
-    with TemporaryPostgres(password="right-marked") as server:
+    with MarkedPostgres(password=f"right-{MARK}") as server:
         yield server
 
 
@@ -63,7 +64,7 @@ def test_the_url_comes_from_the_environment(guarded_postgres):
 
 
 def test_a_wrong_password(guarded_postgres):
-    status, out, err = run(shown(guarded_postgres.url.set(password="wrong-marked")))
+    status, out, err = run(shown(guarded_postgres.url.set(password=f"wrong-{MARK}")))
 
     assert status == 1
     assert out == ""
@@ -73,7 +74,7 @@ def test_a_wrong_password(guarded_postgres):
         r"sa-railway wait: not ready: .*FATAL:  password authentication failed for .*", lines[0]
     )
     assert lines[1].startswith("The password is wrong: ")
-    assert "marked" not in err
+    assert MARK not in err
 
 
 def test_a_server_that_does_not_come(guarded_postgres):
@@ -129,7 +130,7 @@ def test_json_when_not_ready(guarded_postgres):
     ]
     assert "it still lacks: table orders, table billing.invoice, revision" in result["error"]
     assert err == ""
-    assert "marked" not in out
+    assert MARK not in out
 
 
 def test_json_of_an_error(guarded_postgres):
@@ -184,12 +185,12 @@ def test_wrong_usage(guarded_postgres, arguments, message):
 
 
 def test_a_url_that_cannot_be_used():
-    status, out, err = run("postgresql://postgres:secret-marked@:/railway")
+    status, out, err = run(f"postgresql://postgres:{MARK}@:/railway")
 
     assert status == 2
     assert out == ""
     assert err.startswith("sa-railway wait: url is half-rendered, its host or port is empty: ")
-    assert "marked" not in err
+    assert MARK not in err
 
 
 def test_ctrl_c(guarded_postgres):

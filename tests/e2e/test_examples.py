@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from marked import MarkedPostgres
 from sqlalchemy import URL
 
 from sa_railway.testing import ChaosProxy, TemporaryPostgres
@@ -101,7 +102,7 @@ class Deployment:
 @pytest.fixture(scope="module")
 def server(postgres_binaries: Path) -> Iterator[TemporaryPostgres]:
     """A server that the tests of this file may stop, if they start it again."""
-    with TemporaryPostgres() as server:
+    with MarkedPostgres() as server:
         yield server
 
 

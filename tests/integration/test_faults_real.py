@@ -14,13 +14,13 @@ import psycopg
 import psycopg2
 import pytest
 import sqlalchemy
+from marked import MARK, MarkedPostgres
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from sa_railway.faults import classify
-from sa_railway.testing import TemporaryPostgres
 
 SYNC = {"psycopg2": psycopg2, "psycopg": psycopg}
 DEADLINE = 30.0
@@ -340,10 +340,10 @@ def test_a_transaction_that_has_failed_before(client):
 @pytest.fixture(scope="module")
 def guarded():
     """A server that asks for a password."""
-    with TemporaryPostgres(password="right") as server:
+    with MarkedPostgres(password=MARK) as server:
         client = Raw(server.url)
-        client.run("CREATE ROLE clerk LOGIN PASSWORD 'right' CONNECTION LIMIT 0")
-        client.run("CREATE ROLE nobody PASSWORD 'right'")
+        client.run(f"CREATE ROLE clerk LOGIN PASSWORD '{MARK}' CONNECTION LIMIT 0")
+        client.run(f"CREATE ROLE nobody PASSWORD '{MARK}'")
         client.run("CREATE DATABASE small CONNECTION LIMIT 0")
         client.close()
         yield server
@@ -352,7 +352,7 @@ def guarded():
 @pytest.mark.parametrize(
     ("part", "kind", "sqlstate"),
     [
-        ({"password": "wrong"}, "connect-permanent", "28P01"),
+        ({"password": f"wrong-{MARK}"}, "connect-permanent", "28P01"),
         ({"username": "ghost"}, "connect-permanent", "28P01"),
         ({"username": "nobody"}, "connect-permanent", "28000"),
         ({"database": "ghost"}, "connect-permanent", "3D000"),
@@ -382,7 +382,7 @@ def test_a_missing_password(connect, guarded, driver):
 def full():
     """A server whose connections are all taken."""
     settings = {"max_connections": 5, "superuser_reserved_connections": 0}
-    with TemporaryPostgres(settings=settings) as server, contextlib.ExitStack() as stack:
+    with MarkedPostgres(settings=settings) as server, contextlib.ExitStack() as stack:
         with contextlib.suppress(psycopg2.OperationalError):
             for _ in range(10):
                 stack.callback(Raw(server.url).close)
@@ -398,7 +398,7 @@ def test_every_connection_is_taken(connect, full):
 @pytest.fixture(scope="module")
 def leaving():
     """A server that is shutting down, but waits for one client to leave."""
-    with TemporaryPostgres() as server, contextlib.closing(Raw(server.url)):
+    with MarkedPostgres() as server, contextlib.closing(Raw(server.url)):
         os.kill(server.pid, signal.SIGTERM)
         deadline = time.monotonic() + DEADLINE
         while is_open(server):

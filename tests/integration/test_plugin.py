@@ -6,6 +6,7 @@ import flask
 import flask_sqlalchemy
 import pytest
 import sqlalchemy
+from marked import MARK
 from sqlalchemy import engine_from_config, event, text
 from sqlalchemy.ext.asyncio import async_engine_from_config
 from sqlalchemy.ext.asyncio import create_async_engine as sqlalchemy_async_engine
@@ -270,11 +271,11 @@ def test_a_disposed_engine_keeps_its_behaviours(postgres, dispose):
 
 
 def test_the_password_is_in_no_repr(postgres):
-    url = postgres.url.set(password="hunter2-marked")
+    url = postgres.url.set(password=MARK)
     engine = sa_railway.create_engine(url)
     options = sa_railway.engine_options(url)
 
-    assert "hunter2-marked" not in repr(engine) + str(engine.url) + repr(options)
+    assert MARK not in repr(engine) + str(engine.url) + repr(options)
 
 
 def test_an_engine_that_is_gone_is_forgotten(postgres):

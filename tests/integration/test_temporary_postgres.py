@@ -11,6 +11,7 @@ import psycopg
 import psycopg2
 import pytest
 import sqlalchemy as sa
+from marked import MARK
 
 from sa_railway.exc import ConfigurationError
 from sa_railway.testing import TemporaryPostgres, TemporaryPostgresError
@@ -54,9 +55,11 @@ def test_it_serves_sqlalchemy_by_its_url(postgres):
         assert connection.scalar(sa.text("SELECT current_user")) == "postgres"
 
 
-def test_a_url_is_made_for_any_driver(postgres):
-    assert str(postgres.url_for("asyncpg")) == (
-        f"postgresql+asyncpg://postgres@127.0.0.1:{postgres.port}/postgres"
+def test_a_url_is_made_for_any_driver():
+    server = TemporaryPostgres()
+
+    assert str(server.url_for("asyncpg")) == (
+        f"postgresql+asyncpg://postgres@127.0.0.1:{server.port}/postgres"
     )
 
 
@@ -155,12 +158,12 @@ def test_settings_hold_for_every_start():
 
 
 def test_a_password_is_demanded_and_hidden():
-    with TemporaryPostgres(password="s3cr3t") as server:
+    with TemporaryPostgres(password=MARK) as server:
         assert str(server.url) == (
             f"postgresql+psycopg2://postgres:***@127.0.0.1:{server.port}/postgres"
         )
         with pytest.raises(psycopg2.OperationalError, match="password"):
-            connect(server, password="wrong")
+            connect(server, password=f"not-{MARK}")
         with connect(server, password=server.url.password) as connection:
             assert ask(connection, "SELECT 1") == 1
         assert server.terminate_backends() == 0

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import sqlalchemy
 from gunicorn.config import Config
+from marked import MARK
 from sqlalchemy.ext.asyncio import create_async_engine
 
 import sa_railway.gunicorn as hooks
@@ -203,7 +204,7 @@ def test_post_fork_cuts_the_worker_off_from_the_connections_of_the_arbiter(
 def engine() -> Iterator[sqlalchemy.Engine]:
     """An engine that has a connection in its pool, and a secret in its URL."""
     engine = sqlalchemy.create_engine(
-        "postgresql+psycopg2://shop:secret@db.example/shop",
+        f"postgresql+psycopg2://shop:{MARK}@db.example/shop",
         plugins=["railway"],
         module=FakeDriver(),
     )
