@@ -22,7 +22,7 @@ from sa_railway.engine.statements import may_write
 from sa_railway.exc import CommitOutcomeUnknownError
 from sa_railway.faults import FaultKind, classify
 
-__all__ = ["engine_of", "is_in_doubt", "mark_errors", "mark_undone"]
+__all__ = ["commits_by_itself", "engine_of", "is_in_doubt", "mark_errors", "mark_undone"]
 
 _IN_DOUBT = "railway_in_doubt"
 _ENGINE = "railway_engine"
@@ -117,7 +117,7 @@ def _may_be_committed(context: ExceptionContext) -> bool:
         return any(name.startswith("do_commit") for _, name in _functions(error))
     if _COMMIT.search(statement):
         return True
-    return may_write(statement) and _commits_by_itself(context.connection)
+    return may_write(statement) and commits_by_itself(context.connection)
 
 
 def _functions(error: BaseException) -> Iterator[tuple[str, str]]:
@@ -126,7 +126,7 @@ def _functions(error: BaseException) -> Iterator[tuple[str, str]]:
         yield frame.f_globals.get("__name__", ""), frame.f_code.co_name
 
 
-def _commits_by_itself(connection: Connection | None) -> bool:
+def commits_by_itself(connection: Connection | None) -> bool:
     """Return whether *connection* is in autocommit, as its driver says."""
     if connection is None:
         return False

@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from sa_railway import events
 from sa_railway.engine.commit import CommitState, watch_commit
+from sa_railway.engine.marks import commits_by_itself
 from sa_railway.engine.naming import engine_name
 from sa_railway.engine.outcome import Outcome
 from sa_railway.engine.waiting import backoff_delay
@@ -72,6 +73,11 @@ class Replay:
 
     def watch(self, connection: Connection, *, two_phase: bool = False) -> None:
         """Keep an eye on the COMMIT of *connection*, which has begun a transaction."""
+        if commits_by_itself(connection):
+            raise ConfigurationError(
+                "transactor is in autocommit mode, where a statement that was executed cannot be "
+                "rolled back and run again; allowed: an isolation level that has transactions"
+            )
         state = CommitState(self._deadline, self._writes)
         self._engine = engine_name(connection.engine)
         if two_phase or not watch_commit(connection, state):

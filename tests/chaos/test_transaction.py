@@ -455,6 +455,48 @@ def test_savepoints_of_the_callback_are_its_own_business(postgres, plain):
     engine.dispose()
 
 
+AUTOCOMMIT = (
+    "transactor is in autocommit mode, where a statement that was executed cannot be rolled back "
+    "and run again; allowed: an isolation level that has transactions"
+)
+
+
+@pytest.mark.parametrize("kind", ["engine", "sessionmaker", "scoped_session", "session"])
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+def test_autocommit_is_refused_because_a_replay_would_repeat_it(postgres, plain, driver, kind):
+    engine = sa_railway.create_engine(postgres.url_for(driver))
+    autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    with pytest.raises(ConfigurationError) as caught:
+        run_transaction(transactors(kind, autocommit), two_inserts(0))
+
+    assert str(caught.value) == AUTOCOMMIT
+    assert wrong_numbers(plain, 0) == ([], [])
+    run_transaction(transactors(kind, autocommit), two_inserts(0), isolation_level="SERIALIZABLE")
+    assert wrong_numbers(plain, 1) == ([], [])
+    engine.dispose()
+
+
+def test_autocommit_is_refused_in_asyncio(postgres, plain):
+    async def main():
+        engine = sa_railway.create_async_engine(
+            postgres.url_for("asyncpg"), isolation_level="AUTOCOMMIT"
+        )
+        try:
+            await run_async_transaction(engine, callback)
+        finally:
+            await engine.dispose()
+
+    async def callback(connection):
+        await connection.execute(text("INSERT INTO entry VALUES (0, 1)"))
+
+    with pytest.raises(ConfigurationError) as caught:
+        asyncio.run(main())
+
+    assert str(caught.value) == AUTOCOMMIT
+    assert wrong_numbers(plain, 0) == ([], [])
+
+
 def test_other_databases_have_transactions_too(tmp_path):
     engine = sa_railway.create_engine(f"sqlite:///{tmp_path / 'app.db'}")
     run_transaction(engine, lambda c: c.execute(text("CREATE TABLE entry (n int, half int)")))
