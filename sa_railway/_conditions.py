@@ -280,6 +280,11 @@ CONDITIONS: dict[str, Condition] = {
         "The URL cannot be used as it is: correct its host, port and options, and check that "
         "PostgreSQL is what answers at that port.",
     ),
+    "stale-plan": Condition(
+        FaultKind.SERIALIZATION,
+        "A migration has changed a table that a prepared statement reads: run the whole "
+        "transaction again, which prepares it anew.",
+    ),
     "pool-exhausted": Condition(FaultKind.POOL_EXHAUSTED),
     "rollback-first": Condition(FaultKind.PERMANENT, _ROLLBACK_FIRST),
 }

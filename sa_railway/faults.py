@@ -81,8 +81,9 @@ _SPEAKERS = frozenset(
     }
 )
 
-# Codes that say nothing by themselves: PgBouncer and Supavisor send them whatever the matter is.
-_VAGUE = frozenset({"08P01", "XX000"})
+# Codes that say too little by themselves: PgBouncer and Supavisor send the first two whatever the
+# matter is, and a feature that is not supported stays so, but for a plan that was kept too long.
+_VAGUE = frozenset({"08P01", "XX000", "0A000"})
 
 # Part of a message in lower case, and its condition; the first that is found counts, anywhere in a
 # message that has a line for every address or attempt. Hence the order: a server that will be ready
@@ -172,6 +173,8 @@ _TEXTS: tuple[tuple[str, str], ...] = (
     ("ssl syscall error", "lost"),
     ("ssl error", "lost"),
     ("can't reconnect until invalid", "lost"),
+    ("cached plan must not change result type", "stale-plan"),
+    ("cached statement plan is invalid", "stale-plan"),  # asyncpg
     # PendingRollbackError, for any other reason
     ("previous exception during flush", "rollback-first"),
 )

@@ -317,6 +317,40 @@ def test_a_constraint_is_not_tried_again(postgres, plain, replays):
     engine.dispose()
 
 
+def test_a_plan_that_a_migration_made_stale_is_prepared_anew(postgres, plain, replays):
+    engine = sa_railway.create_engine(
+        postgres.url_for("psycopg"), connect_args={"prepare_threshold": 0}
+    )
+
+    def read(connection):
+        return connection.execute(text("SELECT * FROM entry")).keys()
+
+    assert list(run_transaction(engine, read)) == ["n", "half"]
+    with plain.begin() as connection:
+        connection.execute(text("ALTER TABLE entry ADD third int"))
+
+    assert list(run_transaction(engine, read)) == ["n", "half", "third"]
+    assert len(replays) == 1
+    engine.dispose()
+
+
+def test_a_plan_that_a_migration_made_stale_is_prepared_anew_in_asyncio(postgres, plain, replays):
+    async def read(connection):
+        return (await connection.execute(text("SELECT * FROM entry"))).keys()
+
+    async def main():
+        engine = sa_railway.create_async_engine(postgres.url_for("asyncpg"))
+        before = await run_async_transaction(engine, read)
+        with plain.begin() as connection:
+            connection.execute(text("ALTER TABLE entry ADD third int"))
+        after = await run_async_transaction(engine, read)
+        await engine.dispose()
+        return list(before), list(after)
+
+    assert asyncio.run(main()) == (["n", "half"], ["n", "half", "third"])
+    assert len(replays) == 1
+
+
 # Session.rollback() says so after a COMMIT that failed behind another one
 @pytest.mark.filterwarnings("ignore:transaction already deassociated:sqlalchemy.exc.SAWarning")
 def test_of_two_databases_none_is_written_twice(postgres, plain):

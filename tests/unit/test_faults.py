@@ -350,7 +350,7 @@ def test_a_connection_that_is_lost(driver_error, text):
 def test_every_text_of_the_table_decides_some_message():
     messages = [text for text, _ in TRANSIENT_AT_CONNECT + PERMANENT_AT_CONNECT]
     messages += [*LOST, str(rejected_upgrade()), str(invalid_connection())]
-    messages += [str(failed_flush()).splitlines()[0]]
+    messages += [str(failed_flush()).splitlines()[0], *STALE]
     decisive = {
         next(part for part, _ in faults._TEXTS if part in faults._QUOTED.sub('""', text).lower())
         for text in messages
@@ -407,6 +407,25 @@ def test_psycopg_lists_all_its_attempts_after_the_last_one():
     )
 
     assert classify(error).kind == "connect-permanent"
+
+
+STALE = [
+    "cached plan must not change result type",
+    "cached statement plan is invalid due to a database schema or configuration change",
+]
+
+
+@pytest.mark.parametrize("text", STALE)
+def test_a_prepared_statement_that_a_migration_made_stale(text):
+    error = asyncpg.PostgresError.new({"C": "0A000", "M": text})
+
+    fault = classify(error)
+
+    assert (fault.kind, fault.sqlstate, fault.transient) == ("serialization", "0A000", True)
+    assert fault.advice == (
+        "A migration has changed a table that a prepared statement reads: run the whole "
+        "transaction again, which prepares it anew."
+    )
 
 
 @pytest.mark.parametrize(
