@@ -12,6 +12,7 @@ import itertools
 import logging
 import random
 import time
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,7 +117,7 @@ class _Resolver:
         """Commit; if the answer is lost, find out what it was, and give it."""
         wrote = proxied.info.pop(_WROTE, False)
         state = proxied.info.pop(_STATE, None)
-        connection = proxied.info.pop(_CONNECTION, None)
+        connection = proxied.info.pop(_CONNECTION, lambda: None)()
         if state is None and self.timeout is not None:
             state = CommitState(deadline=time.monotonic() + self.timeout)
         if state is None:
@@ -204,7 +205,9 @@ def _note(cursor: object, statement: str, *others: Any) -> None:
     if not connection.in_transaction():
         return  # a question of the dialect itself, at its first connect
     info = connection.connection.info
-    info[_CONNECTION] = connection  # do_commit() is not told who commits
+    # do_commit() is not told who commits. Weakly, for whoever drops a connection without closing it
+    # leaves that to the garbage collector.
+    info[_CONNECTION] = weakref.ref(connection)
     if may_write(statement):
         info[_WROTE] = True
 

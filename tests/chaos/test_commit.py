@@ -1,6 +1,7 @@
 """A COMMIT whose answer was lost, at every point of the protocol and after every kind of end."""
 
 import asyncio
+import gc
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -456,6 +457,18 @@ def test_a_transaction_that_was_rolled_back_leaves_nothing_to_the_next(postgres,
         insert(connection)
 
     assert not state.sent
+    engine.dispose()
+
+
+def test_a_connection_dropped_without_being_closed_goes_back_to_the_pool(postgres, plain):
+    engine = sa_railway.create_engine(
+        postgres.url, resolve_commit=True, pool_size=1, max_overflow=0, pool_timeout=0.1
+    )
+    insert(engine.connect())
+    gc.collect()
+
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM lost")) == 0
     engine.dispose()
 
 
