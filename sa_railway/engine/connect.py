@@ -49,12 +49,17 @@ class Patience:
         self._breaker = Breaker(profile.breaker_pause)
         self._engine = ""
 
-    def wrap(self, connect: Callable[..., Any]) -> Callable[..., Any]:
-        """Return *connect* with patience, under the signature that it has."""
+    def wrap(self, connect: Callable[..., Any], *, has_limit: bool = True) -> Callable[..., Any]:
+        """Return *connect* with patience, under the signature that it has.
+
+        *has_limit* says whether a ``timeout`` among its arguments is one for connecting.
+        """
 
         @functools.wraps(connect)
         def patient(*args: Any, **kwargs: Any) -> Any:
-            return self._connect(lambda left: connect(*args, **_limited(kwargs, left)))
+            return self._connect(
+                lambda left: connect(*args, **(_limited(kwargs, left) if has_limit else kwargs))
+            )
 
         return patient
 
@@ -69,7 +74,8 @@ class Patience:
         """Surround the ``connect()`` of this engine's own dialect, and explain what still fails."""
         self._engine = engine_name(engine)
         dialect: Any = engine.dialect
-        dialect.connect = self.wrap(dialect.connect)
+        # SQLite's is how long a statement waits for another writer
+        dialect.connect = self.wrap(dialect.connect, has_limit=dialect.name != "sqlite")
         event.listen(engine, "handle_error", _explain)
 
     def _connect(self, attempt: Callable[[float], Any]) -> Any:

@@ -9,7 +9,6 @@ connection invalidates the whole pool, because what killed it mostly killed the 
 
 from __future__ import annotations
 
-import functools
 import logging
 import select
 import sys
@@ -19,7 +18,6 @@ from enum import Enum
 from typing import Any
 
 from sqlalchemy import Engine, event
-from sqlalchemy.engine import Dialect
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -71,6 +69,7 @@ class _Liveness:
         self._dialect = engine.dialect
         self._trust_idle = profile.trust_idle
         self._ping_timeout = profile.ping_timeout
+        self._is_gevent_judged = False
         self._examine = guarded(self._examine)  # type: ignore[method-assign]
 
     def checkout(
@@ -92,16 +91,33 @@ class _Liveness:
 
     def _ping(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> str | None:
         """Return how the connection was found to be dead, or None: the server has answered."""
-        _warn_if_gevent_is_blocked(self._dialect)
+        self._warn_if_gevent_is_blocked()
         started = time.monotonic()
         with limit(record.driver_connection, self._ping_timeout) as expired:
             try:
                 self._dialect.do_ping(dbapi_connection)
             except Exception:  # noqa: BLE001 - drivers raise OSError, TimeoutError and their own
                 return "deadline" if expired() else "ping"
+        if expired():  # between the answer and the end of the block
+            return "deadline"
         if events.Pinged in events.heard:
             events.announce(events.Pinged(self._engine, time.monotonic() - started))
         return None
+
+    def _warn_if_gevent_is_blocked(self) -> None:
+        """Say once that a blocked psycopg2 blocks the gevent hub, the watchdog included."""
+        monkey = sys.modules.get("gevent.monkey")
+        if monkey is None or self._is_gevent_judged:
+            return
+        self._is_gevent_judged = True
+        if self._dialect.driver != "psycopg2" or not monkey.is_module_patched("threading"):
+            return
+        if self._dialect.loaded_dbapi.extensions.get_wait_callback() is None:
+            logger.warning(
+                "gevent is in use, but psycopg2 does not cooperate with it: a query blocks all "
+                "greenlets, and no ping can be given a deadline. Call "
+                "psycogreen.gevent.patch_psycopg(), or use the psycopg driver."
+            )
 
 
 _HUNG_UP = 0
@@ -158,17 +174,3 @@ def _socket_poller(fileno: Callable[[], int]) -> Callable[[], Look]:
         return Look.CLOSED if ready[0][1] & _HUNG_UP else Look.READABLE
 
     return poll
-
-
-@functools.cache
-def _warn_if_gevent_is_blocked(dialect: Dialect) -> None:
-    """Say once per engine that a blocked psycopg2 blocks the gevent hub, the watchdog included."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is None or dialect.driver != "psycopg2" or not monkey.is_module_patched("threading"):
-        return
-    if dialect.loaded_dbapi.extensions.get_wait_callback() is None:
-        logger.warning(
-            "gevent is in use, but psycopg2 does not cooperate with it: a query blocks all "
-            "greenlets, and no ping can be given a deadline. Call "
-            "psycogreen.gevent.patch_psycopg(), or use the psycopg driver."
-        )

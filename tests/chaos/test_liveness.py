@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import select
 import threading
 import time
 
@@ -268,6 +269,24 @@ def test_a_check_that_fails_is_logged_once_and_the_checkout_goes_on(postgres, ca
     assert [record.getMessage() for record in caplog.records] == [
         "_Liveness._examine failed and was passed over; its further failures are not logged"
     ]
+    engine.dispose()
+
+
+def test_an_answer_that_comes_with_the_deadline_does_not_save_the_connection(postgres, seen):
+    engine = sa_railway.create_engine(postgres.url, trust_idle=0, ping_timeout=0.05)
+    fill(engine, 1)
+    ping = engine.dialect.do_ping
+
+    def late(dbapi_connection):
+        answer = ping(dbapi_connection)
+        select.select([dbapi_connection], [], [], 20)  # until the socket is shut down
+        return answer
+
+    engine.dialect.do_ping = late
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT 1")) == 1
+
+    assert stale(seen) == ["deadline"]
     engine.dispose()
 
 

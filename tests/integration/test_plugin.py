@@ -1,6 +1,8 @@
 """The plugin within SQLAlchemy's own ways to make an engine."""
 
 import asyncio
+import gc
+import weakref
 
 import flask
 import flask_sqlalchemy
@@ -279,8 +281,6 @@ def test_the_password_is_in_no_repr(postgres):
 
 
 def test_an_engine_that_is_gone_is_forgotten(postgres):
-    import gc
-
     engine = sa_railway.create_engine(postgres.url, idle_release=60)
     engine.connect().close()
     engine.dispose()
@@ -289,3 +289,26 @@ def test_an_engine_that_is_gone_is_forgotten(postgres):
     gc.collect()
 
     assert identity not in map(id, fork.engines())
+
+
+def test_an_engine_that_was_never_disposed_takes_its_connections_with_it(postgres):
+    engine = sa_railway.create_engine(
+        postgres.url, trust_idle=0, idle_release=60, leak_after=60, resolve_commit=True
+    )
+    for _ in range(2):  # the second checkout pings
+        assert is_alive(engine)
+    sa_railway.run_transaction(engine, lambda connection: connection.execute(text("SELECT 1")))
+    gone = [weakref.ref(engine), weakref.ref(engine.dialect), weakref.ref(engine.pool)]
+    del engine
+    gc.collect()
+
+    assert [reference() for reference in gone] == [None, None, None]
+
+
+def test_sqlite_waits_for_another_writer_as_long_as_the_caller_says(tmp_path, dispose):
+    engine = dispose(
+        sa_railway.create_engine(f"sqlite:///{tmp_path}/app.db", connect_args={"timeout": 30})
+    )
+
+    with engine.connect() as connection:
+        assert connection.scalar(text("PRAGMA busy_timeout")) == 30_000
