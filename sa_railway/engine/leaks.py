@@ -185,38 +185,39 @@ class _Watch:
     """One daemon thread for all engines of the process, started by the first checkout."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._holdings: weakref.WeakSet[_Holdings] = weakref.WeakSet()
         self.is_asleep = True
 
     def add(self, holdings: _Holdings) -> None:
-        with self._lock:
+        with self._changed:
             self._holdings.add(holdings)
+            self._changed.notify()  # it may be in more of a hurry than the others
 
     @guarded
     def wake(self) -> None:
-        with self._lock:
+        with self._changed:
             if self.is_asleep:
                 threading.Thread(target=self._run, name="sa_railway-leaks", daemon=True).start()
                 self.is_asleep = False
 
     def _run(self) -> None:
         while True:
-            with self._lock:
+            with self._changed:
                 holdings = list(self._holdings)
                 if not holdings:
                     self.is_asleep = True
                     return
             for each in holdings:
                 each.look()
-            # a quarter: a leak is logged at most that much later than promised
-            pause = min(each.leak_after for each in holdings) / 4
             del each, holdings  # an engine that is gone must not live on in a sleeping thread
-            time.sleep(pause)
+            with self._changed:
+                # a quarter: a leak is logged at most that much later than promised
+                self._changed.wait(min((h.leak_after for h in self._holdings), default=0) / 4)
 
     def forget_parent(self) -> None:
         """Begin anew in a forked child: the thread exists in the parent only."""
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self.is_asleep = True
         for holdings in self._holdings:
             holdings.forget_parent()

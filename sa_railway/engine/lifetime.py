@@ -176,40 +176,42 @@ class _Reaper:
     """One daemon thread for all engines of the process, started by the first idle connection."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._releasers: weakref.WeakSet[_Releaser] = weakref.WeakSet()
         self._thread: threading.Thread | None = None
 
     def add(self, releaser: _Releaser) -> None:
-        with self._lock:
+        with self._changed:
             self._releasers.add(releaser)
+            self._changed.notify()  # it may be in more of a hurry than the others
 
     def start(self) -> None:
         if self._thread is None:
-            with self._lock:
+            with self._changed:
                 if self._thread is None:
-                    self._thread = threading.Thread(
+                    thread = threading.Thread(
                         target=self._run, name="sa_railway-reaper", daemon=True
                     )
-                    self._thread.start()
+                    thread.start()
+                    self._thread = thread  # now that it runs: the next one tries again otherwise
 
     def _run(self) -> None:
         while True:
-            with self._lock:
+            with self._changed:
                 releasers = list(self._releasers)
                 if not releasers:
                     self._thread = None
                     return
             for releaser in releasers:
                 releaser.release_idle()
-            # a quarter: an idle connection is closed at most that much later than promised
-            pause = min(r.idle_release for r in releasers) / 4
             del releaser, releasers  # an engine that is gone must not live on in a sleeping thread
-            time.sleep(pause)
+            with self._changed:
+                # a quarter: an idle connection is closed at most that much later than promised
+                self._changed.wait(min((r.idle_release for r in self._releasers), default=0) / 4)
 
     def forget_parent(self) -> None:
         """Begin anew in a forked child: the thread exists in the parent only."""
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._thread = None
         for releaser in self._releasers:
             releaser.forget_parent()

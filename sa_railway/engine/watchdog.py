@@ -43,6 +43,7 @@ class Deadline:
         self.expired = False
 
     def __enter__(self) -> Deadline:
+        _watchdog.wake()  # before there is a duplicate to close, for it fails where threads run out
         # A duplicate keeps the socket itself: were the driver to close the descriptor just as the
         # deadline passes, its number could belong to another connection by then.
         self._duplicate = os.dup(self._descriptor)
@@ -115,15 +116,21 @@ class _Watchdog:
         self._order = itertools.count()
         self._thread: threading.Thread | None = None
 
+    def wake(self) -> None:
+        """Start the thread, unless it runs."""
+        if self._thread is None:
+            with self.changed:
+                if self._thread is None:
+                    thread = threading.Thread(
+                        target=self._run, name="sa_railway-watchdog", daemon=True
+                    )
+                    thread.start()
+                    self._thread = thread
+
     def add(self, at: float, deadline: Deadline) -> None:
         with self.changed:
             heapq.heappush(self._heap, (at, next(self._order), deadline))
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="sa_railway-watchdog", daemon=True
-                )
-                self._thread.start()
-            elif self._heap[0][2] is deadline:
+            if self._heap[0][2] is deadline:
                 self.changed.notify()
 
     def _run(self) -> None:

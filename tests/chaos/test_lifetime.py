@@ -85,6 +85,20 @@ def test_idle_connections_of_asyncio_engines_are_closed(postgres, driver):
     asyncio.run(main())
 
 
+def test_a_patient_engine_does_not_hold_up_an_impatient_one(postgres):
+    patient = sa_railway.create_engine(postgres.url, idle_release=3600)
+    fill(patient, 1)
+    impatient = sa_railway.create_engine(
+        postgres.url, idle_release=0.1, application_name="impatient"
+    )
+    fill(impatient, 1)
+
+    wait_until(lambda: open_sessions(postgres, "impatient") == 0)
+
+    impatient.dispose()
+    patient.dispose()
+
+
 def test_checkouts_and_releases_at_the_same_moment_cost_no_error(postgres):
     engine = sa_railway.create_engine(postgres.url, idle_release=0.004, pool_size=4, trust_idle=60)
     errors = []

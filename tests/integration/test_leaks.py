@@ -149,6 +149,19 @@ def test_an_engine_that_is_gone_is_watched_no_longer(database_url: URL):
     wait_for(lambda: leaks._watch.is_asleep)
 
 
+def test_a_patient_engine_does_not_hold_up_an_impatient_one(database_url: URL):
+    patient = sa_railway.create_engine(database_url, leak_after=3600)
+    patient.connect().close()
+    heard: list[events.Event] = []
+    unsubscribe = events.subscribe(heard.append, events.Leaked)
+    impatient = sa_railway.create_engine(database_url, leak_after=0.05)
+    with impatient.connect():
+        wait_for(lambda: heard)
+    unsubscribe()
+    impatient.dispose()
+    patient.dispose()
+
+
 FORK = """
 import logging, os, sys, threading, time
 import sa_railway

@@ -121,3 +121,23 @@ def test_a_forked_child_drops_the_sockets_of_pending_deadlines_and_has_a_watchdo
 
         theirs.send(b"x")
         assert ours.recv(1) == b"x"
+
+
+def test_where_threads_run_out_nothing_is_left_behind_and_the_next_one_tries_again(
+    pair, monkeypatch
+):
+    ours, _ = pair
+    monkeypatch.setattr(watchdog, "_watchdog", watchdog._Watchdog())
+    before = len(os.listdir("/dev/fd"))
+    size = threading.stack_size(2**46)  # more than there is
+    try:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            Deadline(ours.fileno(), 0.01).__enter__()
+    finally:
+        threading.stack_size(size)
+    assert len(os.listdir("/dev/fd")) == before
+
+    with Deadline(ours.fileno(), 0.01) as deadline:
+        assert ours.recv(1) == b""
+
+    assert deadline.expired
