@@ -125,7 +125,7 @@ class _Resolver:
             return
         if state.writes is None:
             state.writes = wrote
-        ticket = read_ticket(proxied) if state.writes else None
+        ticket = self._take_ticket(proxied) if state.writes else None
         state.sent = True
         try:
             self._do_commit(proxied)
@@ -138,6 +138,19 @@ class _Resolver:
             (connection or proxied).invalidate(error)
         else:
             state.outcome = Outcome.COMMITTED
+
+    def _take_ticket(self, proxied: PoolProxiedConnection) -> Ticket | None:
+        """Read the ticket, or end the transaction: SQLAlchemy does not do so after a failed COMMIT.
+
+        This is where a transaction shows that has failed before. PostgreSQL would roll it back in
+        answer to the COMMIT, and the drivers would take that for success.
+        """
+        try:
+            return read_ticket(proxied)
+        except Exception as error:
+            if classify(error).kind is not FaultKind.DISCONNECT:
+                self._engine.dialect.do_rollback(proxied)
+            raise
 
     def _settle(self, ticket: Ticket | None, state: CommitState, error: Exception) -> None:
         """Return if the lost COMMIT has happened; raise if it has not, or if nobody can know."""

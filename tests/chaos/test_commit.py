@@ -460,6 +460,26 @@ def test_a_transaction_that_was_rolled_back_leaves_nothing_to_the_next(postgres,
     engine.dispose()
 
 
+@pytest.mark.parametrize("driver", SYNC)
+def test_a_transaction_that_has_failed_before_is_said_to_be_and_ended(postgres, plain, driver):
+    engine = sa_railway.create_engine(postgres.url_for(driver), resolve_commit=True)
+    with engine.connect() as connection:
+        insert(connection)
+        with pytest.raises(DBAPIError):
+            connection.execute(text("SELECT * FROM no_such_table"))
+
+        with pytest.raises(DBAPIError) as caught:
+            connection.commit()
+
+        assert sa_railway.classify(caught.value).sqlstate == "25P02"
+        connection.rollback()
+        insert(connection, 2)
+        connection.commit()
+
+    assert rows(plain) == [2]
+    engine.dispose()
+
+
 def test_a_connection_dropped_without_being_closed_goes_back_to_the_pool(postgres, plain):
     engine = sa_railway.create_engine(
         postgres.url, resolve_commit=True, pool_size=1, max_overflow=0, pool_timeout=0.1
