@@ -187,7 +187,6 @@ class Breaker:
             was_closed = self._error is None
             self._error = error
             self._closed_until = time.monotonic() + self._pause
-            self._probing = False
             return was_closed
 
     def close(self) -> bool:
@@ -195,7 +194,6 @@ class Breaker:
         with self._lock:
             was_open = self._error is not None
             self._error = None
-            self._probing = False
             return was_open
 
     def leave(self) -> None:

@@ -213,6 +213,21 @@ def test_only_one_probe_at_a_time(clock):
         breaker.enter()
 
 
+def test_a_patience_that_ends_late_does_not_let_a_second_probe_in(clock):
+    breaker = Breaker(pause=2)
+    breaker.open(REFUSED)
+    clock.now += 2
+    assert breaker.enter() is True
+
+    breaker.open(REFUSED)
+    clock.now += 2
+
+    with pytest.raises(DatabaseUnavailableError):
+        breaker.enter()
+    breaker.leave()
+    assert breaker.enter() is True
+
+
 def test_an_interrupted_probe_leaves_its_place_to_the_next(clock):
     patient = Patience(Profile(connect_patience=0), is_async=False).wrap(
         server(REFUSED, KeyboardInterrupt(), "connection")
