@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from sqlalchemy.exc import DBAPIError
+
 from sa_railway._conditions import ADVICE, CONDITIONS, TRANSIENT, Condition, FaultKind
 from sa_railway.exc import ConfigurationError
 
@@ -71,7 +73,8 @@ _UNREACHABLE = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL}
 )
 
-# Whose messages are looked up in _TEXTS. The message of a DBAPIError is not: it holds the SQL.
+# Whose messages are looked up in _TEXTS, besides what a DBAPIError wraps, which is a driver's
+# whatever its class. The message of the DBAPIError itself is not: it holds the SQL.
 _DRIVERS = frozenset({"psycopg2", "psycopg", "asyncpg"})
 _SPEAKERS = frozenset(
     {
@@ -299,20 +302,22 @@ def _says_lost(error: BaseException) -> bool:
 
 def _by_text(chain: list[BaseException]) -> str | None:
     """Return the condition that a message tells, or the class of a builtin exception."""
+    wrapped: BaseException | None = None
     for error in chain:
         name = _class_name(error)
-        text = _message(error, name)
+        text = _message(error, name, is_drivers=error is wrapped)
         key = next((key for part, key in _TEXTS if part in text), None) or _BUILTINS.get(name)
         if key is not None:
             return key
         if name == "builtins.OSError" and _is_unreachable(error):
             return "unreachable"
+        wrapped = error.orig if isinstance(error, DBAPIError) else None
     return None
 
 
-def _message(error: BaseException, name: str) -> str:
+def _message(error: BaseException, name: str, *, is_drivers: bool) -> str:
     """Return what *error* says, if it speaks of a connection, without what it quotes."""
-    if name.partition(".")[0] in _DRIVERS:
+    if is_drivers or name.partition(".")[0] in _DRIVERS:
         text = str(error)
     elif name in _SPEAKERS:
         text = str(error).partition("\n")[0]  # SQL and its parameters follow in further lines

@@ -468,6 +468,15 @@ def test_sqlalchemy_s_wrapper_means_what_it_wraps():
     assert classify(wrapped(psycopg2.OperationalError(EOF))).kind == "disconnect"
 
 
+def test_what_a_wrapper_of_sqlalchemy_holds_is_a_driver_s_whatever_its_class():
+    class OperationalError(Exception):
+        """Of a driver that nobody has heard of."""
+
+    assert classify(wrapped(OperationalError(EOF))).kind == "disconnect"
+    assert classify(OperationalError(EOF)).kind == "permanent"
+    assert classify(caused(ValueError("no luck"), OperationalError(EOF))).kind == "permanent"
+
+
 def test_statement_and_parameters_of_the_wrapper_mean_nothing():
     assert classify(wrapped(psycopg2.DataError("no luck"))).kind == "permanent"
 
