@@ -42,6 +42,9 @@ _CONNECTION = "railway_connection"
 
 _ANSWER_TIMEOUT = 5.0  # seconds for an answer about one transaction, from a server that is there
 
+# what the server does not say of a COMMIT that it has received
+_UNANSWERED = {FaultKind.DISCONNECT, FaultKind.CONNECT_TRANSIENT}
+
 # the server is away, full, or about to be replaced; anything else will not pass by waiting
 _PASSING = {
     FaultKind.CONNECT_TRANSIENT,
@@ -130,7 +133,7 @@ class _Resolver:
         try:
             self._do_commit(proxied)
         except Exception as error:
-            if classify(error).kind is not FaultKind.DISCONNECT:
+            if classify(error).kind not in _UNANSWERED:
                 state.outcome = Outcome.ABORTED  # the server has answered
                 raise
             self._settle(ticket, state, error)

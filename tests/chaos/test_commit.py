@@ -460,6 +460,22 @@ def test_a_transaction_that_was_rolled_back_leaves_nothing_to_the_next(postgres,
     engine.dispose()
 
 
+def test_a_loss_that_looks_like_a_failed_connect_is_a_loss(postgres, plain, outcomes):
+    engine = sqlalchemy.create_engine(postgres.url)
+    commit = engine.dialect.do_commit
+
+    def commit_and_lose_the_answer(connection):
+        commit(connection)
+        raise psycopg2.OperationalError("could not receive data from server: Connection refused")
+
+    engine.dialect.do_commit = commit_and_lose_the_answer
+    sa_railway.run_transaction(engine, insert)
+
+    assert rows(plain) == [1]
+    assert outcomes == ["committed"]
+    engine.dispose()
+
+
 @pytest.mark.parametrize("driver", SYNC)
 def test_a_transaction_that_has_failed_before_is_said_to_be_and_ended(postgres, plain, driver):
     engine = sa_railway.create_engine(postgres.url_for(driver), resolve_commit=True)
