@@ -45,6 +45,8 @@ _INNER = (
 # because a tuple for each frame would take half as long again.
 Stack = list[Any]
 
+Place = tuple[CodeType, int]
+
 # since when a connection is out, and the stack of its checkout
 Held = tuple[float, Stack]
 
@@ -170,11 +172,21 @@ class _Holdings:
 def _summaries(stack: Stack) -> traceback.StackSummary:
     """Return *stack* for people: the outermost first, and without what led from there to here."""
     places = list(zip(stack[::2], stack[1::2], strict=True))
-    outside = itertools.dropwhile(lambda place: place[0].co_filename.startswith(_INNER), places)
     return traceback.StackSummary.from_list(
         traceback.FrameSummary(code.co_filename, _line(code, position), code.co_name)
-        for code, position in reversed(list(outside) or places)
+        for code, position in reversed(_outside(places) or places)
     )
+
+
+def _outside(places: list[Place]) -> list[Place]:
+    """Return *places* from the first one that is the application's."""
+    is_inner = [code.co_filename.startswith(_INNER) for code, _ in places]
+    for index, (code, _) in enumerate(places):
+        # what SQLAlchemy 2.0 makes up has no name of its own, and only SQLAlchemy calls it
+        is_made_up = code.co_filename == "<string>" and any(is_inner[index + 1 : index + 2])
+        if not is_inner[index] and not is_made_up:
+            return places[index:]
+    return []
 
 
 def _line(code: CodeType, position: int) -> int | None:
