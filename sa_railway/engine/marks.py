@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event
@@ -18,14 +18,23 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from sa_railway.engine.guard import guarded
 from sa_railway.engine.naming import engine_name
+from sa_railway.engine.profiles import fault_kinds_of
 from sa_railway.engine.statements import may_write
 from sa_railway.exc import CommitOutcomeUnknownError
 from sa_railway.faults import FaultKind, classify
 
-__all__ = ["commits_by_itself", "engine_of", "is_in_doubt", "mark_errors", "mark_undone"]
+__all__ = [
+    "commits_by_itself",
+    "engine_of",
+    "is_in_doubt",
+    "kinds_of",
+    "mark_errors",
+    "mark_undone",
+]
 
 _IN_DOUBT = "railway_in_doubt"
 _ENGINE = "railway_engine"
+_KINDS = "railway_fault_kinds"
 
 # The server has not answered, or in words that nobody knows. Any other error is its answer: it has
 # rolled back.
@@ -68,6 +77,11 @@ def engine_of(error: BaseException) -> str:
     return next((getattr(e, _ENGINE) for e in _history(error, None) if hasattr(e, _ENGINE)), "")
 
 
+def kinds_of(error: BaseException) -> Mapping[str, str]:
+    """Return what the engine that *error* comes from overrules of the meaning of errors."""
+    return next((getattr(e, _KINDS) for e in _history(error, None) if hasattr(e, _KINDS)), {})
+
+
 def _history(error: BaseException | None, since: BaseException | None) -> Iterator[BaseException]:
     """Yield *error* and all that led to it, each once."""
     seen = {id(since)}
@@ -104,6 +118,7 @@ def _mark(context: ExceptionContext) -> None:
     error = context.original_exception
     if context.engine is not None:
         setattr(error, _ENGINE, engine_name(context.engine))
+        setattr(error, _KINDS, fault_kinds_of(context.engine))
     if not hasattr(error, _IN_DOUBT):
         setattr(error, _IN_DOUBT, _may_be_committed(context))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Engine
 
 from sa_railway.config.profile import Profile, load_profile
 
-__all__ = ["profile_of", "remember_profile"]
+__all__ = ["fault_kinds_of", "profile_of", "remember_profile"]
 
 # By the dialect, which an engine and its copies with other execution options have in common.
 _profiles: weakref.WeakKeyDictionary[Any, Profile] = weakref.WeakKeyDictionary()
@@ -28,3 +29,9 @@ def profile_of(engine: Engine) -> Profile:
         ConfigurationError: there is no profile yet, and the environment holds a bad one.
     """
     return _profiles.get(engine.dialect) or load_profile("web", {}, os.environ)
+
+
+def fault_kinds_of(engine: Engine) -> Mapping[str, str]:
+    """Return what *engine* overrules of the meaning of errors; without the plugin, nothing."""
+    profile = _profiles.get(engine.dialect)
+    return profile.fault_kinds if profile else {}

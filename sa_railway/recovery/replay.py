@@ -18,6 +18,7 @@ from sa_railway.engine.commit import CommitState, watch_commit
 from sa_railway.engine.marks import commits_by_itself
 from sa_railway.engine.naming import engine_name
 from sa_railway.engine.outcome import Outcome
+from sa_railway.engine.profiles import fault_kinds_of
 from sa_railway.engine.waiting import backoff_delay
 from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError, DatabaseUnavailableError
 from sa_railway.faults import FaultKind, classify
@@ -70,6 +71,7 @@ class Replay:
         self._committing = False
         self._is_unwatched = False
         self._engine = ""
+        self._kinds: dict[str, str] = {}
 
     def watch(self, connection: Connection, *, two_phase: bool = False) -> None:
         """Keep an eye on the COMMIT of *connection*, which has begun a transaction."""
@@ -80,6 +82,7 @@ class Replay:
             )
         state = CommitState(self._deadline, self._writes)
         self._engine = engine_name(connection.engine)
+        self._kinds |= fault_kinds_of(connection.engine)
         if two_phase or not watch_commit(connection, state):
             self._is_unwatched = True
         self._states.append(state)
@@ -124,7 +127,7 @@ class Replay:
     def _may_replay(self, error: Exception) -> bool:
         if isinstance(error, CommitOutcomeUnknownError) or not is_of_database(error):
             return False
-        kind = classify(error).kind
+        kind = classify(error, kinds=self._kinds).kind
         if kind is FaultKind.READ_ONLY:  # a failover, if the connection was given up for it
             return getattr(error, "connection_invalidated", False) and not self._committing
         if kind not in _PASSING:

@@ -23,6 +23,7 @@ POINTS = [
     {"after": "COMMIT"},
     {"before": "CommandComplete", "of": "COMMIT"},
 ]
+BUSY = "DO $$ BEGIN RAISE EXCEPTION 'busy' USING ERRCODE = 'P0042'; END $$"
 TRANSACTIONS = 200  # benchmarks/exactly_once.py does 1,000
 
 
@@ -314,6 +315,24 @@ def test_a_constraint_is_not_tried_again(postgres, plain, replays):
     with pytest.raises(sqlalchemy.exc.ProgrammingError):
         run_transaction(engine, lambda c: c.execute(text("SELECT * FROM no_such_table")))
     assert replays == []
+    engine.dispose()
+
+
+@pytest.mark.parametrize("kind", ["engine", "sessionmaker"])
+def test_what_the_user_calls_a_serialization_failure_is_replayed(postgres, plain, replays, kind):
+    engine = sa_railway.create_engine(postgres.url, fault_kinds={"P0042": "serialization"})
+    attempts = []
+
+    def work(connection):
+        two_inserts(0)(connection)
+        attempts.append(1)
+        if len(attempts) == 1:
+            connection.execute(text(BUSY))
+
+    run_transaction(transactors(kind, engine), work)
+
+    assert wrong_numbers(plain, 1) == ([], [])
+    assert len(replays) == 1
     engine.dispose()
 
 

@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session, mapped_column
 from sqlalchemy.pool import NullPool
 
@@ -263,3 +263,19 @@ def test_outside_of_an_application_there_is_no_session(app, plain, retried):
 
     assert len(retried) == 1
     assert totals(plain) == [1, 1]
+
+
+@pytest.mark.parametrize(("kinds", "attempts"), [({}, 1), ({"22012": "lock-timeout"}, 3)])
+def test_what_the_user_says_of_an_error_counts(database_url, retried, kinds, attempts):
+    engine = sa_railway.create_engine(database_url, fault_kinds=kinds)
+
+    @retry(**QUICK)
+    def divide():
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1 / 0"))
+
+    with pytest.raises(DBAPIError):
+        divide()
+
+    assert len(retried) == attempts - 1
+    engine.dispose()
