@@ -204,6 +204,7 @@ def subscribe(subscriber: Subscriber, *kinds: type[Event]) -> Callable[[], None]
         A function that ends the subscription. It may be called twice.
     """
     subscription = (subscriber, kinds or (Event,))
+    _failed.discard(id(subscriber))  # which may be that of one long gone
     _change(lambda now: (*now, subscription))
     return lambda: _change(lambda now: tuple(s for s in now if s is not subscription))
 

@@ -51,6 +51,22 @@ def test_a_subscriber_that_fails_is_logged_once_and_does_not_silence_the_others(
         end()
 
 
+def test_the_failures_of_one_subscription_do_not_silence_the_next(caplog):
+    def broken(event):
+        raise RuntimeError("a bug")
+
+    for _ in range(2):
+        end = events.subscribe(broken)
+        with caplog.at_level(logging.ERROR):
+            events.announce(events.BreakerClosed("e"))
+        end()
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "A subscriber failed; its further failures are not logged",
+        "A subscriber failed; its further failures are not logged",
+    ]
+
+
 def test_an_unavailable_database_survives_a_task_queue():
     error = DatabaseUnavailableError("away", retry_after=1.5, orig=OSError("refused"))
     copy = pickle.loads(pickle.dumps(error))
