@@ -45,8 +45,9 @@ def run_transaction(
 
         run_transaction(db.session, transfer)
 
-    Run again are transactions that failed by a serialization failure, a deadlock, or a lost or
-    refused connection. What the callback raises by itself is raised at once.
+    Run again are transactions that failed by a serialization failure, a deadlock, a prepared plan
+    that a migration made stale, or a lost or refused connection. What the callback raises by itself
+    is raised at once.
 
     Args:
         transactor: an Engine, for which the callback gets a Connection; or a sessionmaker, a
@@ -60,7 +61,8 @@ def run_transaction(
             executes; say True if it writes in other ways, such as a COPY by the driver's cursor.
 
     Raises:
-        ConfigurationError: an argument cannot be used, or the callback ended the transaction.
+        ConfigurationError: an argument cannot be used, the transactor is in autocommit mode, or the
+            callback ended the transaction.
         CommitOutcomeUnknownError: a COMMIT was sent, and nobody can say whether it was executed.
         Exception: that of the last attempt, with a note on how many there were.
     """
