@@ -6,11 +6,12 @@ Whichever process is asked, the answer is the same.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from sa_railway.engine.counters import read_all
 from sa_railway.engine.fields import BOUNDS, FAILURES, FIELDS, OUTCOMES, bucket_fields, gauges
@@ -96,9 +97,28 @@ def _registry() -> CollectorRegistry:
     if REGISTRY in _exposed and not is_multiprocess:
         return REGISTRY
     registry = CollectorRegistry()
-    registry.register(MultiProcessCollector(None) if is_multiprocess else REGISTRY)  # type: ignore[no-untyped-call]
+    registry.register(_ProcessesCollector(None) if is_multiprocess else REGISTRY)  # type: ignore[no-untyped-call]
     registry.register(_collector)
     return registry
+
+
+class _ProcessesCollector(MultiProcessCollector):
+    """Reads what the client has kept of all processes, but for files that have nothing in them yet.
+
+    A process makes its file empty first, and one that is killed just then leaves it so for ever.
+    """
+
+    def collect(self) -> Iterable[Metric]:
+        folder = os.environ["PROMETHEUS_MULTIPROC_DIR"]
+        with os.scandir(folder) as entries:
+            files = [e.path for e in entries if e.name.endswith(".db") and _is_filled(e)]
+        return self.merge(files)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _is_filled(entry: os.DirEntry[str]) -> bool:
+    with contextlib.suppress(FileNotFoundError):  # of a process that has died meanwhile
+        return entry.stat().st_size > 0
+    return False
 
 
 class _Collector:

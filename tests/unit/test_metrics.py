@@ -592,6 +592,26 @@ def test_in_a_process_of_its_own(program: str, printed: str):
     assert run.stdout == printed
 
 
+COUNT_ORDERS = """
+from prometheus_client import Counter
+Counter("shop_orders", "Orders").inc()
+"""
+
+
+def test_the_metrics_of_all_processes_are_shown_though_one_of_them_has_just_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    subprocess.run([sys.executable, "-c", COUNT_ORDERS], check=True)
+    (tmp_path / "counter_0.db").touch()  # which the client cannot read
+    (tmp_path / "gauge_livesum_0.db").symlink_to("gone")
+
+    page = prometheus.render()[1].decode()
+
+    assert "\nshop_orders_total 1.0\n" in page
+    assert "\n# TYPE sa_railway_queries_total counter\n" in page
+
+
 # --- in Flask ---
 
 
