@@ -21,12 +21,16 @@ _LEVELS = ((logging.ERROR, "error"), (logging.WARNING, "warn"), (logging.INFO, "
 
 _NO_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
-# In JSON, where a quotation mark within a text has a backslash before it. What looks like a
-# password reaches to the last @ before a space or the end of a line, for it may hold one, too.
-_CREDENTIALS = re.compile(
-    r"""(\b[a-z][a-z0-9+.-]*://[^\s:/@"\\]*:)(?:\\[^nrt]|[^\s"\\])*@""", re.IGNORECASE
+# In JSON, where a quotation mark within a text has a backslash before it. Each of these looks at a
+# character a few times at most: a log line may be long, and hold what somebody else has sent.
+_RUN = re.compile(r"""(?:\\[^nrt]|[^\s"\\])+""")
+_LOGIN = re.compile(r"""://[^\s:/@"\\]*:""")
+_ATTRIBUTE = re.compile(r"""(passw(?:or)?d": )(?:"(?:[^"\\]|\\.)*"|-?\d[\w.+-]*)""", re.IGNORECASE)
+_IN_TEXT = re.compile(
+    r"""(passw(?:or)?d(?:[ ]?=[ ]?|(?:'|\\"):[ ]?)|[?&]token=)"""
+    r"""(?:'(?:[^'"\\]|\\.)*'|\\"[^"\\]*\\"|'?(?:\\[^nrt]|[^\s&,;"'\\])+)""",
+    re.IGNORECASE,
 )
-_PASSWORD = re.compile(r"""(\b\w*passw(?:or)?d=)(?:'[^']*'|[^\s&,;"'\\]+)""", re.IGNORECASE)
 
 
 def json_formatter() -> logging.Formatter:
@@ -34,8 +38,10 @@ def json_formatter() -> logging.Formatter:
 
     It holds ``message``, ``level`` (``debug``, ``info``, ``warn`` or ``error``), ``logger``,
     ``time`` (UTC), ``exception`` and ``stack`` if there are any, with their lines in one string,
-    and whatever was passed as ``extra``. Passwords in URLs, after ``password=`` and the like are
-    masked, as a last defence: nothing of this package logs one.
+    and whatever was passed as ``extra``. Passwords are masked in URLs, after ``password=``, and where
+    that is the end of the name of an attribute or key; so is ``token=`` in the query of a URL. That
+    is a last defence: nothing of this package logs one. A record whose arguments do not fit its
+    format is shown with both.
 
     It may be used by several handlers, and named in ``logging.config.dictConfig()`` as
     ``{"()": "sa_railway.logs.json_formatter"}``.
@@ -76,7 +82,7 @@ class _JsonFormatter(logging.Formatter):
         attributes = {k: v for k, v in vars(record).items() if k not in _NO_ATTRIBUTES}
         entry = {
             **attributes,
-            "message": record.getMessage(),
+            "message": _message(record),
             "level": next((name for level, name in _LEVELS if record.levelno >= level), "debug"),
             "logger": record.name,
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -87,13 +93,44 @@ class _JsonFormatter(logging.Formatter):
             entry["exception"] = record.exc_text
         if record.stack_info:
             entry["stack"] = self.formatStack(record.stack_info)
-        return _PASSWORD.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", _dump(entry)))
+        return _masked(_dump(entry))
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001 - a mistake in a call must not cost its message
+        return f"{_text(record.msg)} % {_text(record.args)}"
+
+
+def _text(value: object) -> str:
+    """Return *value* as text, also if its class fails to make one."""
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - likewise
+        return f"<{type(value).__name__} that cannot be shown>"
 
 
 def _dump(entry: dict[str, Any]) -> str:
     """Return *entry* as one line of JSON, whatever its attributes are."""
     try:
-        return json.dumps(entry, default=str, allow_nan=False)
+        return json.dumps(entry, default=_text, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         # not a number, a key that is no text, something that contains itself
-        return json.dumps({key: str(value) for key, value in entry.items()})
+        return json.dumps({key: _text(value) for key, value in entry.items()})
+
+
+def _masked(line: str) -> str:
+    """Return *line*, which is JSON, without what looks like a password."""
+    if "://" in line:
+        line = _RUN.sub(_without_login, line)
+    return _IN_TEXT.sub(r"\1***", _ATTRIBUTE.sub(r'\1"***"', line))
+
+
+def _without_login(run: re.Match[str]) -> str:
+    """Mask in a run without spaces what reaches to its last @, for a password may hold one, too."""
+    text = run[0]
+    login, end = _LOGIN.search(text), text.rfind("@")
+    if login is None or end < login.end():
+        return text
+    return f"{text[: login.end()]}***{text[end:]}"

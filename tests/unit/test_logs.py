@@ -6,6 +6,8 @@ import json
 import logging
 import logging.config
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -70,17 +72,43 @@ class Odd:
         return "odd"
 
 
+class Mute:
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+    __repr__ = __str__
+
+
 CIRCLE: list[object] = []
 CIRCLE.append(CIRCLE)
 
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(Odd(), "odd"), (math.nan, "nan"), ({(1, 2): 3}, "{(1, 2): 3}"), (CIRCLE, "[[...]]")],
-    ids=["an object", "not a number", "a key that is no text", "a circle"],
+    [
+        (Odd(), "odd"),
+        (math.nan, "nan"),
+        ({(1, 2): 3}, "{(1, 2): 3}"),
+        (CIRCLE, "[[...]]"),
+        (Mute(), "<Mute that cannot be shown>"),
+        ({(1, 2): Mute()}, "<dict that cannot be shown>"),
+    ],
+    ids=["an object", "not a number", "a key that is no text", "a circle", "mute", "mute within"],
 )
 def test_what_json_does_not_know_is_shown_as_text(value: object, shown: str):
     assert entry(value=value)["value"] == shown
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({"msg": "%d of %s", "args": ("two",)}, "%d of %s % ('two',)"),
+        ({"msg": "done", "args": (1,)}, "done % (1,)"),
+        ({"msg": Mute(), "args": ()}, "<Mute that cannot be shown> % ()"),
+    ],
+)
+def test_a_mistake_in_a_call_does_not_cost_its_message(fields: dict[str, object], shown: str):
+    assert entry(**fields)["message"] == shown
 
 
 def test_an_exception_is_one_string_and_the_line_stays_one():
@@ -111,6 +139,12 @@ def test_a_stack_is_one_string():
         ("host=db password=secret user=u", "host=db password=*** user=u"),
         ("postgresql://db/x?sslpassword=secret&a=b", "postgresql://db/x?sslpassword=***&a=b"),
         ("host=db password='my secret' user=u", "host=db password=*** user=u"),
+        ("host=db password='se\"cret user=u", "host=db password=*** user=u"),
+        ("password = secret; PGPASSWORD=secret sslpassword=secret", None),
+        ("connect(**{'password': 'secret', 'port': 1})", "connect(**{'password': ***, 'port': 1})"),
+        ('body {"password": "secret", "port": 1}', 'body {"password": ***, "port": 1}'),
+        ("GET /health/database?token=secret HTTP/1.1", None),
+        ("the password: it is wrong", None),
         ("postgresql:///x?user=u&password=secret&host=db", None),
         ("http://localhost:8000/orders\nmail to a@b.example", None),
         ("postgresql://u@db/x is fine", None),
@@ -122,6 +156,34 @@ def test_passwords_are_masked_and_the_rest_is_left(text: str, shown: str | None)
 
     assert entry(msg=text, args=())["message"] == shown
     assert entry(url=text)["url"] == shown
+
+
+def test_an_attribute_named_as_a_password_is_masked():
+    found = entry(
+        password='se"cret', login={"DB_PASSWORD": "secret", "user": "u"}, pin={"password": 7}
+    )
+
+    assert (found["password"], found["login"], found["pin"]) == (
+        "***",
+        {"DB_PASSWORD": "***", "user": "u"},
+        {"password": "***"},
+    )
+
+
+def test_masking_ends_with_the_attribute_that_it_began_in():
+    assert entry(first="password='secret", second="it's fine")["second"] == "it's fine"
+
+
+@pytest.mark.parametrize("part", ["a.b-c+", "a://b:", "x:", "password='"])
+def test_a_long_line_is_masked_in_a_time_that_grows_as_its_length_does(part: str):
+    # in a process of its own, since otherwise it takes hours and cannot be interrupted
+    program = (
+        "import logging, sys; from sa_railway.logs import json_formatter;"
+        "record = logging.makeLogRecord({'msg': sys.argv[1] * 300_000, 'levelno': 20});"
+        "json_formatter().format(record)"
+    )
+
+    subprocess.run([sys.executable, "-c", program, part], check=True, timeout=60)
 
 
 def test_a_password_in_an_exception_is_masked():
