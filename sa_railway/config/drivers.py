@@ -127,7 +127,7 @@ def has_dialect(url: URL) -> bool:
     """Return whether SQLAlchemy knows the backend and the driver that *url* names."""
     try:
         url.get_dialect()
-    except NoSuchModuleError:
+    except (NoSuchModuleError, ValueError):  # a second plus sign
         return False
     return True
 

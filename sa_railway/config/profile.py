@@ -13,7 +13,7 @@ from sa_railway.faults import check_kinds
 __all__ = ["ENVIRONMENT_PREFIX", "PROFILES", "Profile", "load_profile"]
 
 ENVIRONMENT_PREFIX = "SA_RAILWAY_"
-_OTHER_VARIABLES = frozenset({"SA_RAILWAY_PROFILE"})
+_PROFILE_VARIABLE = ENVIRONMENT_PREFIX + "PROFILE"
 
 
 def _knob(
@@ -210,8 +210,9 @@ def load_profile(
     Raises:
         ConfigurationError: an unknown profile or field, or a value that is not allowed.
     """
-    if isinstance(profile, str):
-        profile = _named(environ.get(ENVIRONMENT_PREFIX + "PROFILE") or profile)
+    if not isinstance(profile, Profile):
+        asked = environ.get(_PROFILE_VARIABLE, "").strip()
+        profile = _named(_PROFILE_VARIABLE, asked) if asked else _named("profile", profile)
     known = [knob.name for knob in fields(Profile)]
     for name in overrides:
         if name not in known:
@@ -225,13 +226,14 @@ def load_profile(
     return resolved
 
 
-def _named(name: str) -> Profile:
-    try:
-        return PROFILES[name]
-    except KeyError:
-        raise ConfigurationError(
-            f"profile is {name!r}; allowed: {', '.join(PROFILES)}{suggest(name, PROFILES)}"
-        ) from None
+def _named(source: str, name: object) -> Profile:
+    allowed = ", ".join(PROFILES)
+    if not isinstance(name, str):
+        raise ConfigurationError(f"{source} is {name!r}; allowed: {allowed}, or a Profile")
+    if name not in PROFILES:
+        guess = suggest(name, PROFILES)
+        raise ConfigurationError(f"{source} is {name!r}; allowed: {allowed}{guess}")
+    return PROFILES[name]
 
 
 def _application_name(environ: Mapping[str, str]) -> str | None:
@@ -257,14 +259,23 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     }
     found = {}
     for variable, text in environ.items():
-        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in _OTHER_VARIABLES:
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable == _PROFILE_VARIABLE:
             continue
         if variable not in known:
-            raise ConfigurationError(_unknown_variable(variable, [*known, *_OTHER_VARIABLES]))
+            raise ConfigurationError(_unknown_variable(variable, [*known, _PROFILE_VARIABLE]))
         if text.strip():
             knob = known[variable]
             found[knob.name] = _parse(variable, str(knob.type), text.strip())
+            _check_alone(variable, knob.name, found[knob.name])
     return found
+
+
+def _check_alone(variable: str, name: str, value: Any) -> None:
+    """Refuse a *value* that no profile can have, by the name of the *variable* that it is from."""
+    try:
+        Profile(**{name: value})
+    except ConfigurationError as error:
+        raise ConfigurationError(variable + str(error).removeprefix(name)) from None
 
 
 def _unknown_variable(variable: str, known: list[str]) -> str:
@@ -272,7 +283,7 @@ def _unknown_variable(variable: str, known: list[str]) -> str:
     guess = suggest(
         variable.removeprefix(ENVIRONMENT_PREFIX),
         [name.removeprefix(ENVIRONMENT_PREFIX) for name in known],
-    )
+    ).replace("'", f"'{ENVIRONMENT_PREFIX}", 1)
     allowed = ", ".join(sorted(known))
     return f"{variable} is set, but there is no such setting{guess}; allowed: {allowed}"
 

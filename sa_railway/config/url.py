@@ -48,6 +48,9 @@ _RAILWAY_VARIABLES = (
     "RAILWAY_SERVICE_ID",
 )
 
+_LAST_PORT = 65535
+_PORTS = f"allowed: a number from 1 to {_LAST_PORT}"
+
 _FIX = (
     "on Railway, set DATABASE_URL=${{Postgres.DATABASE_URL}} on this service, with the name of "
     "your PostgreSQL service for Postgres"
@@ -57,7 +60,7 @@ _UNREADABLE = (
     "the characters @ : / ? # in user and password are percent-encoded"
 )
 _UNRESOLVED = (
-    re.compile(r".*\$\{\{", re.DOTALL),
+    re.compile(r".*\$\{(\{|\w+\})", re.DOTALL),  # ${...} is a shell's, and nobody's here
     "holds a reference that was not resolved: Railway resolves ${{...}} in the variables of a "
     f"service only, and only if the service and the variable exist; {_FIX}",
 )
@@ -163,7 +166,7 @@ def find_url(
         if name not in environ:
             continue
         try:
-            found = _from_parts(environ) if name == "PGHOST" else _parse(name, environ[name])
+            found = _parse(name, _from_parts(environ) if name == "PGHOST" else environ[name])
         except ConfigurationError as error:
             flaws.append(str(error))
             continue
@@ -211,6 +214,8 @@ def _parse(name: str, url: str | URL) -> URL:
     parsed = _read(url) if isinstance(url, str) else url
     if parsed is None or shows_password(parsed):
         raise ConfigurationError(f"{name} {_UNREADABLE}")
+    if parsed.port is not None and not 1 <= parsed.port <= _LAST_PORT:
+        raise ConfigurationError(f"{name} has the port {parsed.port}; {_PORTS}")
     backend, plus, driver = parsed.drivername.lower().partition("+")
     backend = "postgresql" if backend == "postgres" else backend
     parsed = parsed.set(drivername=backend + plus + driver)
@@ -260,8 +265,8 @@ def _from_parts(environ: Mapping[str, str]) -> URL:
             if value is not None and pattern.match(value):
                 raise ConfigurationError(f"PG{name} {flaw}")
     host, port = parts["HOST"] or "", parts["PORT"] or "5432"
-    if not port.isdecimal():
-        raise ConfigurationError("PGPORT is not a number; allowed: a port such as 5432")
+    if not (re.fullmatch("[0-9]{1,5}", port) and 1 <= int(port) <= _LAST_PORT):
+        raise ConfigurationError(f"PGPORT is not a port; {_PORTS}")
     query = {"sslmode": parts["SSLMODE"]} if parts["SSLMODE"] else {}
     is_socket = host.startswith("/")
     return URL.create(

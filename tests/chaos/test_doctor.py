@@ -187,6 +187,17 @@ def test_what_is_not_examined_is_not_good(server):
             "DATABASE_URL cannot be read as a database URL",
         ),
         (
+            {"DATABASE_URL": f"postgresql://postgres:{SECRET}@host:54320000/railway"},
+            "url-port",
+            "There is no such port: DATABASE_URL has the port 54320000; allowed: a number from 1 "
+            "to 65535",
+        ),
+        (
+            {"PGHOST": "host", "PGPORT": "port"},
+            "url-port",
+            "There is no such port: PGPORT is not a port; allowed: a number from 1 to 65535",
+        ),
+        (
             {"DATABASE_URL": f"postgrex://postgres:{SECRET}@host/railway"},
             "url-scheme",
             "DATABASE_URL names a database or a driver that SQLAlchemy does not know",

@@ -99,6 +99,15 @@ def test_unknown_profile_is_refused_with_a_guess() -> None:
     )
 
 
+@pytest.mark.parametrize("profile", [None, 3, ["web"]])
+def test_profile_of_another_type_is_refused(profile: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_profile(profile, {}, {})
+    assert str(caught.value) == (
+        f"profile is {profile!r}; allowed: web, worker, script, serverless, or a Profile"
+    )
+
+
 def test_unknown_field_is_refused_with_a_guess() -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_profile("web", {"pool_sise": 2}, {})
@@ -126,7 +135,7 @@ def test_environment_overrules_a_field(variable: str, text: str, field: str, val
 
 
 def test_environment_overrules_the_name_of_a_profile_but_not_one_built_by_hand() -> None:
-    environ = {"SA_RAILWAY_PROFILE": "worker"}
+    environ = {"SA_RAILWAY_PROFILE": " worker\n"}
     assert load_profile("web", {}, environ) == PROFILES["worker"]
     assert load_profile(Profile(name="mine"), {}, environ).name == "mine"
 
@@ -149,23 +158,29 @@ def test_override_wins_over_the_environment() -> None:
             "SA_RAILWAY_POOL_TIMEOUT is 'none'; allowed: a number of seconds",
         ),
         ("SA_RAILWAY_PRE_PING", "maybe", "SA_RAILWAY_PRE_PING is 'maybe'; allowed: True or False"),
-        ("SA_RAILWAY_POOL_SIZE", "0", "pool_size is 0; allowed: 1 or more"),
+        ("SA_RAILWAY_POOL_SIZE", "0", "SA_RAILWAY_POOL_SIZE is 0; allowed: 1 or more"),
+        (
+            "SA_RAILWAY_RECYCLE_JITTER",
+            "1",
+            "SA_RAILWAY_RECYCLE_JITTER is 1.0; allowed: 0 or more and less than 1",
+        ),
         (
             "SA_RAILWAY_PROFILE",
             "wbe",
-            "profile is 'wbe'; allowed: web, worker, script, serverless (did you mean 'web'?)",
+            "SA_RAILWAY_PROFILE is 'wbe'; allowed: web, worker, script, serverless "
+            "(did you mean 'web'?)",
         ),
         (
             "SA_RAILWAY_POOLSIZE",
             "5",
             "SA_RAILWAY_POOLSIZE is set, but there is no such setting "
-            f"(did you mean 'POOL_SIZE'?); allowed: {VARIABLES}",
+            f"(did you mean 'SA_RAILWAY_POOL_SIZE'?); allowed: {VARIABLES}",
         ),
         (
             "SA_RAILWAY_PROFIL",
             "web",
             "SA_RAILWAY_PROFIL is set, but there is no such setting "
-            f"(did you mean 'PROFILE'?); allowed: {VARIABLES}",
+            f"(did you mean 'SA_RAILWAY_PROFILE'?); allowed: {VARIABLES}",
         ),
         (
             "SA_RAILWAY_NAME",

@@ -47,6 +47,7 @@ UNREADABLE = (
     "cannot be read as a database URL; allowed: scheme://user:password@host:port/database, where "
     "the characters @ : / ? # in user and password are percent-encoded"
 )
+PORT = "PGPORT is not a port; allowed: a number from 1 to 65535"
 NOTHING = (
     "no database URL is set, and a container's disk is lost at every deploy, so no SQLite file is "
     f"used instead; {FIX}"
@@ -166,6 +167,8 @@ def test_url_is_normalized(given: str, expected: str) -> None:
         pytest.param(
             "postgresql://u:${{Postgres.PGPASSWORD}}@h:5432/d", UNRESOLVED, id="unresolved within"
         ),
+        pytest.param("${DATABASE_URL}", UNRESOLVED, id="a shell's reference"),
+        pytest.param("postgresql://u:${PGPASSWORD}@h:5432/d", UNRESOLVED, id="a shell's, within"),
         pytest.param(f" postgresql://u:{PASSWORD}@h/d", SPACE, id="leading space"),
         pytest.param(f"postgresql://u:{PASSWORD}@h/d\n", SPACE, id="trailing newline"),
         pytest.param(f'"postgresql://u:{PASSWORD}@h/d"', QUOTED, id="double quotes"),
@@ -177,6 +180,16 @@ def test_url_is_normalized(given: str, expected: str) -> None:
         pytest.param("postgresql://:@:/", HALF, id="nothing rendered"),
         pytest.param("postgresql://:@:", HALF, id="nothing rendered, no path"),
         pytest.param(f"postgresql://u:{PASSWORD}@h:port/d", UNREADABLE, id="port of letters"),
+        pytest.param(
+            f"postgresql://u:{PASSWORD}@h:65536/d",
+            "has the port 65536; allowed: a number from 1 to 65535",
+            id="port out of range",
+        ),
+        pytest.param(
+            f"postgresql://u:{PASSWORD}@h:0/d",
+            "has the port 0; allowed: a number from 1 to 65535",
+            id="port 0",
+        ),
         pytest.param(f"u:{PASSWORD}@h/d", UNREADABLE, id="no scheme"),
         pytest.param(f"DATABASE_URL=postgresql://u:{PASSWORD}@h", UNREADABLE, id="an assignment"),
         pytest.param(f"postgresql://u:x@{PASSWORD}@h/d", UNREADABLE, id="@ in the password"),
@@ -210,6 +223,12 @@ def test_url_is_normalized(given: str, expected: str) -> None:
             "mysql+foo://h/d",
             "names the driver 'foo'; allowed: mysqldb, pymysql, asyncmy, aiomysql",
             id="unknown driver of MySQL",
+        ),
+        pytest.param(
+            "postgresql+psycopg2+x://h/d",
+            "names the driver 'psycopg2+x'; allowed: psycopg2, psycopg, asyncpg "
+            "(did you mean 'psycopg2'?)",
+            id="two drivers",
         ),
     ],
 )
@@ -339,6 +358,11 @@ def test_driver_asked_for_is_used(given: str, driver: str, expected: str) -> Non
             "postgresql://h/d",
             "pymysql",
             "driver is 'pymysql'; allowed for postgresql: psycopg2, psycopg, asyncpg",
+        ),
+        (
+            "postgresql://h/d",
+            "postgresql+psycopg",
+            "driver is 'postgresql+psycopg'; allowed for postgresql: psycopg2, psycopg, asyncpg",
         ),
         (
             "sqlite://",
@@ -489,10 +513,14 @@ def test_url_is_built_from_the_variables_of_libpq(environ: dict[str, str], expec
         ({"PGHOST": "h", "PGPASSWORD": "${{Postgres.PGPASSWORD}}"}, f"PGPASSWORD {UNRESOLVED}"),
         ({"PGHOST": " h"}, f"PGHOST {SPACE}"),
         ({"PGHOST": '"h"'}, f"PGHOST {QUOTED}"),
-        (
-            {"PGHOST": "h", "PGPORT": PASSWORD},
-            "PGPORT is not a number; allowed: a port such as 5432",
-        ),
+        ({"PGHOST": "h", "PGPORT": PASSWORD}, PORT),
+        ({"PGHOST": "h", "PGPORT": "65536"}, PORT),
+        ({"PGHOST": "h", "PGPORT": "0"}, PORT),
+        ({"PGHOST": "h", "PGPORT": "\u0663"}, PORT),
+        ({"PGHOST": "h", "PGPORT": "9" * 5000}, PORT),
+        ({"PGHOST": "[::1]"}, f"PGHOST {UNREADABLE}"),
+        ({"PGHOST": f"postgres://u:{PASSWORD}@h/d"}, f"PGHOST {UNREADABLE}"),
+        ({"PGHOST": "h", "PGPASSWORD": "${PGPASSWORD}"}, f"PGPASSWORD {UNRESOLVED}"),
     ],
 )
 def test_broken_variable_of_libpq_is_refused(environ: dict[str, str], expected: str) -> None:
@@ -547,6 +575,15 @@ def test_broken_variable_is_passed_over_for_a_good_one(
             f"Using DATABASE_PUBLIC_URL, because {name} {EMPTY}",
         )
     ]
+
+
+@pytest.mark.parametrize("host", ["[::1]", f"postgres://u:{PASSWORD}@h/d"])
+def test_a_host_that_is_none_is_passed_over_too(
+    host: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    environ = {"PGHOST": host, "DATABASE_PUBLIC_URL": "postgresql://public/d"}
+    assert database_url(environ=environ).host == "public"
+    assert caplog.messages == [f"Using DATABASE_PUBLIC_URL, because PGHOST {UNREADABLE}"]
 
 
 def test_unknown_scheme_is_passed_over_too(caplog: pytest.LogCaptureFixture) -> None:

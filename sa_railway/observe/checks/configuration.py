@@ -64,7 +64,7 @@ REFERENCE = Kind(
     Severity.ERROR,
     "<variable> holds a reference that was not resolved",
     "Railway resolves ${{...}} in the variables of a service only, and only if the service and "
-    "the variable that it names exist.",
+    "the variable that it names exist. Nobody resolves ${...} there, which is a shell's.",
     "Correct the name of the service, and set it as a variable of this service, not in an .env "
     "file. " + _REFERENCE,
     ("holds a reference that was not resolved", _UNREADABLE_ERROR),
@@ -97,6 +97,15 @@ HALF_RENDERED = Kind(
         "is half-rendered, its host or port is empty",
         "ValueError: invalid literal for int() with base 10: ''",
     ),
+)
+PORT = Kind(
+    "url-port",
+    Severity.ERROR,
+    "There is no such port: <message>",
+    "A port is a number from 1 to 65535, in digits.",
+    "Correct it: PostgreSQL has 5432 in the private network, and the TCP proxy has one of its own, "
+    "in RAILWAY_TCP_PROXY_PORT.",
+    ("allowed: a number from 1 to 65535", 'invalid port number: "<port>"'),
 )
 SCHEME = Kind(
     "url-scheme",
@@ -152,7 +161,7 @@ OLD_SCHEME = Kind(
     ("sqlalchemy.exc.NoSuchModuleError: Can't load plugin: sqlalchemy.dialects:postgres",),
 )
 # told apart by the first of their texts, which is that of database_url()
-_FLAWS = (EMPTY, REFERENCE, SPACE, QUOTES, HALF_RENDERED, UNREADABLE)
+_FLAWS = (EMPTY, REFERENCE, SPACE, QUOTES, HALF_RENDERED, PORT, UNREADABLE)
 
 
 def check_environment(case: Case) -> Seen:
