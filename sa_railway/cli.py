@@ -4,7 +4,7 @@ A subcommand is a function that adds its parser to the others and names the func
 which takes the parsed arguments and returns the exit status; it is listed in ``_COMMANDS``.
 
 Exit statuses: 0, it is as it should be; 1, it is not; 2, the command was not used correctly;
-130, Ctrl-C.
+130, Ctrl-C; 141, whoever read the output has gone, as in ``| head``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_OK, _NOT_OK, _USAGE, _INTERRUPTED = 0, 1, 2, 130
+_OK, _NOT_OK, _USAGE, _INTERRUPTED, _UNREAD = 0, 1, 2, 130, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,10 +47,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: the arguments cannot be parsed (2), or help was asked for (0).
     """
-    options = _parser().parse_args(arguments)
+    try:
+        try:
+            return _run(_parser().parse_args(arguments))
+        finally:
+            print(end="", flush=True)
+    except BrokenPipeError:
+        # or Python would complain at its end that it could not write the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _UNREAD
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         status: int = options.run(options)
     except ConfigurationError as error:
+        if options.json:
+            print(json.dumps({"error": str(error)}))
         print(f"{options.prog}: {error}", file=sys.stderr)
         return _USAGE
     except KeyboardInterrupt:
@@ -66,6 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     for add in _COMMANDS:
         add(subparsers)
     return parser
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object, and no more")
 
 
 def _add_wait(subparsers: Any) -> None:
@@ -98,7 +116,7 @@ def _add_wait(subparsers: Any) -> None:
         default="alembic.ini",
         help="for --revision head; default: %(default)s",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, and no more")
+    _add_json(parser)
     parser.add_argument("--quiet", action="store_true", help="print nothing but what went wrong")
 
 
@@ -167,7 +185,7 @@ def _add_doctor(subparsers: Any) -> None:
         default=5.0,
         help="seconds for every single wait; default: %(default)g",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, and no more")
+    _add_json(parser)
 
 
 def _add_scale(parser: argparse.ArgumentParser) -> None:
@@ -258,14 +276,18 @@ def _add_url(subparsers: Any) -> None:
     parser.add_argument(
         "--unpooled", action="store_true", help="prefer DATABASE_UNPOOLED_URL, as migrations do"
     )
+    _add_json(parser)
 
 
 def _url(options: argparse.Namespace) -> int:
     from sa_railway.observe.report import render_pairs
-    from sa_railway.observe.sources import describe, look_up
+    from sa_railway.observe.sources import as_dict, describe, look_up
 
     sources = look_up(os.environ, unpooled=options.unpooled)
-    print(render_pairs(describe(sources), _width()))
+    if options.json:
+        print(json.dumps(as_dict(sources)))
+    else:
+        print(render_pairs(describe(sources), _width()))
     return _OK if any(source.url is not None for source in sources) else _NOT_OK
 
 
@@ -298,6 +320,7 @@ def _add_budget(subparsers: Any) -> None:
         default=3,
         help="superuser_reserved_connections; default: 3",
     )
+    _add_json(parser)
 
 
 def _budget(options: argparse.Namespace) -> int:
@@ -312,7 +335,7 @@ def _budget(options: argparse.Namespace) -> int:
         max_connections=options.max_connections,
         reserved=options.reserved,
     )
-    print("\n".join(budget.sentences))
+    print(json.dumps(asdict(budget)) if options.json else "\n".join(budget.sentences))
     return _NOT_OK if budget.fits is False else _OK
 
 

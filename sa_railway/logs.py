@@ -38,8 +38,8 @@ def json_formatter() -> logging.Formatter:
 
     It holds ``message``, ``level`` (``debug``, ``info``, ``warn`` or ``error``), ``logger``,
     ``time`` (UTC), ``exception`` and ``stack`` if there are any, with their lines in one string,
-    and whatever was passed as ``extra``. Passwords are masked in URLs, after ``password=``, and where
-    that is the end of the name of an attribute or key; so is ``token=`` in the query of a URL. That
+    and whatever was passed as ``extra``. Passwords are masked in URLs, after ``password=``, and in
+    attributes whose name ends so; so is ``token=`` in the query of a URL. That
     is a last defence: nothing of this package logs one. A record whose arguments do not fit its
     format is shown with both.
 

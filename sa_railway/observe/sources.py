@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from sqlalchemy import URL
 
@@ -12,7 +13,7 @@ from sa_railway.config.masking import masked
 from sa_railway.config.url import find_url, is_private_host, is_public_proxy, normalize_url
 from sa_railway.exc import ConfigurationError
 
-__all__ = ["Source", "describe", "look_up", "try_source"]
+__all__ = ["Source", "as_dict", "describe", "look_up", "try_source"]
 
 # in the order in which database_url() takes them; a test compares the two
 _VARIABLES = (
@@ -71,3 +72,13 @@ def describe(sources: list[Source]) -> Iterator[tuple[str, str]]:
             yield "passed over", source.flaw
     if not sources:
         yield "not set", ", ".join(_VARIABLES[1:])
+
+
+def as_dict(sources: list[Source]) -> dict[str, Any]:
+    """Return what ``sa-railway url --json`` prints."""
+    used = next((source for source in sources if source.url is not None), None)
+    return {
+        "used": used.name if used else None,
+        "url": masked(normalize_url(used.url)) if used and used.url else None,
+        "passed_over": {source.name: source.flaw for source in sources if source.flaw},
+    }

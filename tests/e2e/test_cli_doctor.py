@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 from marked import MARK, MarkedPostgres
 
+from sa_railway import __version__
 from sa_railway.testing import ChaosProxy
 
 COMMAND = Path(sys.executable).with_name("sa-railway")
@@ -160,6 +161,33 @@ def test_ctrl_c(server):
     assert (process.returncode, out, err) == (130, b"", b"")
 
 
+@pytest.mark.parametrize("arguments", [["url"], ["budget"], ["budget", "--json"]])
+def test_a_reader_that_has_gone(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([COMMAND, *arguments], stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_the_package_as_a_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "sa_railway", "--version"], capture_output=True, timeout=60
+    )
+
+    assert (done.returncode, done.stdout) == (0, f"sa-railway {__version__}\n".encode())
+
+
+@pytest.mark.parametrize("command", ["doctor", "budget"])
+def test_wrong_usage_as_json(command):
+    message = "replicas is 0; allowed: a whole number, 1 or more"
+    status, out, err = run(command, "--replicas", "0", "--json")
+
+    assert (status, err) == (2, f"sa-railway {command}: {message}\n")
+    assert json.loads(out) == {"error": message}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -207,6 +235,46 @@ def test_a_url_that_was_passed_over():
         "passed over  DATABASE_URL begins or ends with a quotation mark; remove it where\n"
         "             the value is set\n"
     )
+
+
+def test_the_url_as_json():
+    good = f"postgres://postgres:{SECRET}@h:5432/railway"
+    status, out, err = run("url", "--json", DATABASE_URL=f"'{good}'", DATABASE_PUBLIC_URL=good)
+
+    assert (status, err) == (0, "")
+    assert json.loads(out) == {
+        "used": "DATABASE_PUBLIC_URL",
+        "url": "postgresql+psycopg2://postgres:***@h:5432/railway",
+        "passed_over": {
+            "DATABASE_URL": "DATABASE_URL begins or ends with a quotation mark; remove it where "
+            "the value is set"
+        },
+    }
+
+
+def test_no_url_as_json():
+    status, out, err = run("url", "--json")
+
+    assert (status, err) == (1, "")
+    assert json.loads(out) == {"used": None, "url": None, "passed_over": {}}
+
+
+def test_a_budget_as_json():
+    status, out, err = run("budget", "--json", "--max-connections", "28")
+
+    assert (status, err) == (1, "")
+    assert json.loads(out) == {
+        "peak": 30,
+        "available": 25,
+        "fits": False,
+        "recommended_pool_size": 5,
+        "recommended_max_overflow": 7,
+        "sentences": [
+            "At peak 30: 1 replica x 1 process x 15 connections x 2 deployments at once.",
+            "The server allows 28 and reserves 3: 25 are left.",
+            "That is 5 too many; pool_size=5 and max_overflow=7 would fit, with 24 at peak.",
+        ],
+    }
 
 
 def test_a_budget_that_fits():
