@@ -26,7 +26,12 @@ def allowed() -> bool:
 
 def refusal() -> Response:
     """Return the answer to a request that is not ``allowed()``: 403, and how to change that."""
-    return Response(refusal_text(_token()), status=403, mimetype="text/plain")
+    return Response(
+        refusal_text(_token()),
+        status=403,
+        mimetype="text/plain",
+        headers={"Cache-Control": "no-store"},
+    )
 
 
 def _token() -> str | None:

@@ -115,8 +115,14 @@ class _AppState:
     leftovers: str
 
     def engines(self) -> dict[str, Engine]:
-        """Return the engines by the names of their binds; to be called in a context of the app."""
-        return {bind or "default": engine for bind, engine in self.db.engines.items()}
+        """Return the engines by the names of their binds; to be called in a context of the app.
+
+        The one without a name comes first, as ``default`` unless a bind has that name.
+        """
+        binds = dict(self.db.engines)
+        unnamed = "SQLALCHEMY_DATABASE_URI" if "default" in binds else "default"
+        main = {unnamed: binds.pop(None)} if None in binds else {}
+        return main | {str(bind): engine for bind, engine in binds.items()}
 
     def end_session(self, error: BaseException | None) -> None:
         end_session(self.db.session, error, commit=self.leftovers == "commit")

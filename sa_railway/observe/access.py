@@ -48,11 +48,13 @@ def carries_token(
         bearer if scheme.lower() == "bearer" else None,
         query.get("token"),
     )
-    # in constant time; as bytes, because compare_digest() takes no text beyond ASCII
+    # in constant time; as bytes, because compare_digest() takes no text beyond ASCII, and because
+    # servers hand on the bytes of a header, UTF-8 as a rule, as if they were Latin-1
     return any(
-        hmac.compare_digest(value.strip().encode(errors="replace"), token.encode())
+        hmac.compare_digest(value.strip().encode(encoding, "backslashreplace"), token.encode())
         for value in sent
         if value is not None
+        for encoding in ("utf-8", "latin-1")
     )
 
 

@@ -92,11 +92,42 @@ def test_who_sends_the_token_sees_the_report(carrier):
     assert response.json["databases"]["default"]["status"] == "healthy"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_token_beyond_ascii_is_found_in_a_header(encoding):
+    token = "s\u00e9same"
+    sent = token.encode(encoding).decode("latin-1")  # as a server hands it on
+    response = get(
+        make_app(RAILWAY_HEALTH_TOKEN=token), "/health/database", headers={"X-Health-Token": sent}
+    )
+
+    assert response.status_code == 200
+
+
+def test_a_character_that_a_header_cannot_hold_stands_for_no_other():
+    response = respond({}, "/database", [("X-Health-Token", "who\u20ac")], token="who?")
+
+    assert response.status == 403
+
+
+def test_databases_are_told_apart_and_the_main_one_comes_first():
+    app = make_app(SQLALCHEMY_BINDS={"audit": "sqlite://"})
+    other = make_app(SQLALCHEMY_BINDS={"audit": "sqlite://", "default": "sqlite://"})
+    app.debug = other.debug = True
+
+    assert list(get(app, "/health/database").json["databases"]) == ["default", "audit"]
+    assert list(get(other, "/health/database").json["databases"]) == [
+        "SQLALCHEMY_DATABASE_URI",
+        "audit",
+        "default",
+    ]
+
+
 @pytest.mark.parametrize("other", OTHERS)
 def test_nobody_else_does(other):
     response = get(make_app(RAILWAY_HEALTH_TOKEN=TOKEN), "/health/database", **other)
 
     assert (response.status_code, response.text) == (403, WRONG_TOKEN)
+    assert response.headers["Cache-Control"] == "no-store"
 
 
 @pytest.mark.parametrize("token", [None, "", " "])
@@ -120,6 +151,33 @@ def test_in_debug_everybody_sees_the_report():
     app.debug = True
 
     assert get(app, "/health/database").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("accept", "html"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("text/*", False),
+        ("text/html", True),
+        ("Text/HTML", True),
+        ("text/html-sandboxed", False),
+        ("text/html;q=0", False),
+        ("text/html; q=0.9, */*", True),
+        ("application/json, text/html;q=0.5", False),
+        ("text/html, application/json;q=0.5", True),
+        ("text/html, application/json", False),
+        ("text/html;level=1;q=0.4, application/json;q=0.3", True),
+        ("text/html;q=high", False),
+    ],
+)
+def test_who_prefers_html_gets_the_page(accept, html):
+    app = make_app()
+    app.debug = True
+
+    response = get(app, "/health/database", headers={"Accept": accept})
+
+    assert response.mimetype == ("text/html" if html else "application/json")
 
 
 def test_a_browser_gets_a_page_that_may_load_nothing():

@@ -8,6 +8,7 @@ they may be put below any prefix.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -39,6 +40,9 @@ __all__ = [
     "route",
     "wants_html",
 ]
+
+
+_QUALITY = re.compile(r"[01](\.\d*)?")
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,21 @@ def route(
 
 
 def wants_html(accept: str) -> bool:
-    """Return whether the header Accept, as *accept*, is that of a browser."""
-    return "text/html" in accept and "application/json" not in accept
+    """Return whether the header Accept, as *accept*, is that of a browser.
+
+    A browser names HTML; who names neither, or both alike, gets JSON.
+    """
+    return _quality(accept, "text/html") > _quality(accept, "application/json")
+
+
+def _quality(accept: str, wanted: str) -> float:
+    """Return how much the header Accept wants the media type *wanted*, which it must name."""
+    for part in accept.lower().split(","):
+        media, *parameters = (word.strip() for word in part.split(";"))
+        if media == wanted:
+            given = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+            return float(given) if _QUALITY.fullmatch(given) else 0.0
+    return 0.0
 
 
 def by_name(engines: Engines) -> dict[str, Engine]:
