@@ -264,6 +264,34 @@ def test_a_setting_that_cannot_be_used(server, monkeypatch):
     assert codes(diagnose(server.url)) == []
 
 
+def test_sqlite_in_memory():
+    diagnosis = diagnose("sqlite://")
+
+    assert codes(diagnosis) == []
+    assert result(diagnosis, "URL").detail == "the argument: in memory, by pysqlite"
+    assert result(diagnosis, "pool").detail.startswith("SingletonThreadPool; checkout in ")
+
+
+def test_an_sqlite_file_in_a_folder_that_is_not_there(tmp_path):
+    path = tmp_path / "data" / "app.db"
+    diagnosis = diagnose(f"sqlite:///{path}")
+
+    assert codes(diagnosis) == ["sqlite-file"]
+    assert first(diagnosis).what == f"The SQLite file {path} cannot be opened"
+
+    path.parent.mkdir()
+    assert codes(diagnose(f"sqlite:///{path}")) == []
+
+
+def test_another_database_that_is_not_there():
+    diagnosis = diagnose("mysql+pymysql://127.0.0.1:1/shop")
+
+    assert codes(diagnosis) == ["connect-failed"]
+    assert first(diagnosis).fix == (
+        "Check host, port, user, password and database in the URL, and that the server runs."
+    )
+
+
 def test_sqlite(tmp_path, monkeypatch):
     url = f"sqlite:///{tmp_path / 'app.db'}"
     diagnosis = diagnose(url, tables=["orders"])

@@ -197,7 +197,7 @@ def check_url(case: Case) -> Seen:
     case.source = used.name
     findings += _judge(case)
     place = masked(case.url).partition("://")[2].rpartition("@")[2]
-    return f"{used.name}: {place}, by {case.url.get_driver_name()}", findings
+    return f"{used.name}: {place or 'in memory'}, by {case.url.get_driver_name()}", findings
 
 
 def _flaw(source: Source, severity: Severity) -> Finding:

@@ -115,9 +115,19 @@ LOGIN = Kind(
     "connect-failed",
     Severity.ERROR,
     "Connecting failed: <message>",
-    "The server was reached, and something at its end, or in the settings of the connection, ended "
-    "it.",
+    "The server, something on the way to it, or a setting of the connection has ended it before it "
+    "could be used.",
     "<advice>",
+)
+SQLITE_FILE = Kind(
+    "sqlite-file",
+    Severity.ERROR,
+    "The SQLite file <database> cannot be opened",
+    "SQLite makes the file if it is missing, but not the folder that it is in, and must be allowed "
+    "to write to both.",
+    "Make the folder, or correct the path in the URL: sqlite:///app.db is relative to where the "
+    "application was started, sqlite:////data/app.db with four slashes is not.",
+    ("sqlite3.OperationalError: unable to open database file",),
 )
 SILENT = Kind(
     "silent",
@@ -159,7 +169,9 @@ _BY_TEXT = (
     ("startup parameter", PARAMETER),
     ("certificate", CERTIFICATE),
     ("statement pooling mode", STATEMENT_MODE),
+    ("unable to open database file", SQLITE_FILE),
 )
+_ADVICE = "Check host, port, user, password and database in the URL, and that the server runs."
 _AWAY = {FaultKind.DISCONNECT, FaultKind.CONNECT_TRANSIENT, FaultKind.CONNECT_PERMANENT}
 
 
@@ -185,7 +197,7 @@ def explain(case: Case, error: Exception) -> Finding:
         user=case.url.username,
         database=case.url.database,
         message=message,
-        advice=fault.advice,
+        advice=fault.advice if case.is_postgres else _ADVICE,
     )
 
 

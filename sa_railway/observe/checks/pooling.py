@@ -6,7 +6,7 @@ import statistics
 import time
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, QueuePool, text
 
 from sa_railway.config.budget import plan_budget
 from sa_railway.observe.case import Case, NotRunError, Seen, SilentError
@@ -97,11 +97,14 @@ def check_pool(case: Case) -> Seen:
         checkout = (time.monotonic() - started) * 1000
         second = connection.connection.driver_connection
         answer = _ping(connection) * 1000
-    pool, profile = type(case.engine.pool).__name__, case.profile
-    detail = (
-        f"{pool} {profile.pool_size} + {profile.max_overflow}, recycled after "
-        f"{profile.pool_recycle:g} s; checkout in {checkout:.1f} ms, answer in {answer:.1f} ms"
-    )
+    profile = case.profile
+    pool = type(case.engine.pool).__name__
+    if isinstance(case.engine.pool, QueuePool):
+        pool += (
+            f" {profile.pool_size} + {profile.max_overflow}, recycled after "
+            f"{profile.pool_recycle:g} s"
+        )
+    detail = f"{pool}; checkout in {checkout:.1f} ms, answer in {answer:.1f} ms"
     return detail, [] if first is second else [UNSTEADY.found()]
 
 
