@@ -47,7 +47,7 @@ def _end(session: Session, circumstances: Circumstances, *, commit: bool) -> Non
     try:
         left = Uncommitted.of(session)
         engines = {engine_name(connection.engine) for connection in connections_of(session)}
-        commit = commit and bool(left) and not circumstances.failed
+        commit = commit and (bool(left) or left.perhaps) and not circumstances.failed
         if commit:
             session.commit()
     finally:

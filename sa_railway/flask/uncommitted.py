@@ -14,6 +14,8 @@ from weakref import WeakKeyDictionary
 from flask_sqlalchemy.session import Session
 from sqlalchemy import event
 
+from sa_railway.engine.statements import may_write
+
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
     from sqlalchemy.orm import SessionTransaction
@@ -22,9 +24,10 @@ __all__ = ["Uncommitted", "connections_of", "watch"]
 
 _CONNECTIONS = "sa_railway.flask.connections"
 
-# what changes data or schema, at the start of a statement or within a WITH
+# What changes data or schema, at the start of a statement or within a WITH. Never tries another
+# way to skip the comments before it: there are two to the power of their number.
 _WRITE = re.compile(
-    r"""(?: \s | --[^\n]*\n | /\*.*?\*/ )*
+    r"""(?: \s | --[^\n]*\n | /\*.*?\*/ )*+
         (?: (?: INSERT | UPDATE | DELETE | MERGE | REPLACE | TRUNCATE | COPY | CALL | DO
               | CREATE | ALTER | DROP | GRANT | REVOKE | COMMENT | REFRESH )\b
           | WITH\b .* [()]\s* (?: INSERT | UPDATE | DELETE | MERGE )\b )""",
@@ -41,12 +44,14 @@ class Uncommitted:
         changed: objects to update with it.
         deleted: objects to delete with it.
         writes: statements that have written in the open transaction, those of flushes included.
+        perhaps: whether another one may have, such as a query that calls a function.
     """
 
     new: int
     changed: int
     deleted: int
     writes: int
+    perhaps: bool
 
     @classmethod
     def of(cls, session: Session) -> Uncommitted:
@@ -56,6 +61,7 @@ class Uncommitted:
             changed=sum(session.is_modified(instance) for instance in session.dirty),
             deleted=len(session.deleted),
             writes=sum(_tallies[connection].writes for connection in connections_of(session)),
+            perhaps=any(_tallies[connection].perhaps for connection in connections_of(session)),
         )
 
     def __bool__(self) -> bool:
@@ -83,6 +89,7 @@ class _Tally:
     """How many statements have written on a connection, and how many had at each savepoint."""
 
     writes: int = 0
+    perhaps: bool = False
     at_savepoint: WeakKeyDictionary[SessionTransaction, int] = field(
         default_factory=WeakKeyDictionary
     )
@@ -120,5 +127,9 @@ def _ended(session: Session, transaction: SessionTransaction) -> None:
 
 def _executed(connection: Connection, _cursor: object, statement: str, *_how: object) -> None:
     tally = _tallies.get(connection)
-    if tally is not None and _WRITE.match(statement):
+    if tally is None:
+        return
+    if _WRITE.match(statement):
         tally.writes += 1
+    elif not tally.perhaps:
+        tally.perhaps = may_write(statement)

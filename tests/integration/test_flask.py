@@ -13,7 +13,7 @@ import psycopg2
 import pytest
 from flask import Flask, abort
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import URL, Engine, insert, select, text
+from sqlalchemy import URL, Engine, func, insert, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from sa_railway.flask import Railway
@@ -533,6 +533,31 @@ def test_leftovers_of_a_success_are_committed_on_every_bind_if_that_is_wanted(
     assert shop.names() == ["old", "a"]
     with shop.app.app_context():
         assert list(shop.db.session.scalars(select(shop.Note.text))) == ["b"]
+
+
+def test_what_a_function_has_written_is_committed_too(
+    make_shop: Callable[..., Shop], logged: Callable[[], list[tuple[str, str]]]
+):
+    shop = make_shop()
+    Railway(shop.app, shop.db, leftovers="commit")
+    with shop.app.app_context():
+        shop.db.session.execute(
+            text(
+                "CREATE FUNCTION sell(text) RETURNS void LANGUAGE sql AS"
+                """ 'INSERT INTO "order" (name) VALUES ($1)' """
+            )
+        )
+        shop.db.session.commit()
+
+    @shop.app.post("/orders")
+    def view() -> str:
+        shop.db.session.execute(select(func.sell("tea")))
+        return "done"
+
+    assert shop.app.test_client().post("/orders").status_code == 200
+
+    assert shop.names() == ["old", "tea"]
+    assert logged() == []  # a query as any other, as far as anybody can tell
 
 
 @pytest.mark.parametrize("cause", ["constraint", "connection"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
@@ -98,3 +101,22 @@ def test_one_object_serves_apps_whose_configurations_differ():
         railway.init_app(app)
 
     assert [app.extensions["railway"].leftovers for app in apps] == ["commit", "rollback"]
+
+
+def test_comments_before_a_statement_cost_no_time():
+    # in a process of its own, since otherwise each of them doubles the time, uninterruptibly
+    program = """
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import text
+from sa_railway.flask import Railway
+
+app = Flask("shop")
+app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+db = SQLAlchemy(app)
+Railway(app, db)
+with app.app_context():
+    assert db.session.scalar(text("/* a comment */ " * 100 + "SELECT 7")) == 7
+"""
+
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
