@@ -350,7 +350,7 @@ def _add_demo(subparsers: Any) -> None:
     )
     parser.set_defaults(run=_demo, prog=parser.prog)
     parser.add_argument("--quick", action="store_true", help="less of each fault: 15 seconds")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, and no more")
+    _add_json(parser)
 
 
 def _demo(options: argparse.Namespace) -> int:

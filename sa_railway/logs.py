@@ -39,9 +39,9 @@ def json_formatter() -> logging.Formatter:
     It holds ``message``, ``level`` (``debug``, ``info``, ``warn`` or ``error``), ``logger``,
     ``time`` (UTC), ``exception`` and ``stack`` if there are any, with their lines in one string,
     and whatever was passed as ``extra``. Passwords are masked in URLs, after ``password=``, and in
-    attributes whose name ends so; so is ``token=`` in the query of a URL. That
-    is a last defence: nothing of this package logs one. A record whose arguments do not fit its
-    format is shown with both.
+    attributes whose name ends so; so is ``token=`` in the query of a URL. That is a last defence:
+    nothing of this package logs one. A record whose arguments do not fit its format is shown with
+    both.
 
     It may be used by several handlers, and named in ``logging.config.dictConfig()`` as
     ``{"()": "sa_railway.logs.json_formatter"}``.
