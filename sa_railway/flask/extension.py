@@ -11,6 +11,7 @@ from sa_railway.engine import counting
 from sa_railway.engine.profiles import profile_of
 from sa_railway.exc import ConfigurationError
 from sa_railway.flask import circumstances, uncommitted
+from sa_railway.flask.commands import add_commands
 from sa_railway.flask.health import PREFIX_SETTING, add_routes, checked_prefix
 from sa_railway.flask.metrics import PATH_SETTING, add_route, checked_path
 from sa_railway.flask.teardown import end_session
@@ -69,6 +70,8 @@ class Railway:
     def init_app(self, app: Flask, db: SQLAlchemy | None = None) -> None:
         """Take over the end of the sessions of *app*; once for each app, after ``db.init_app()``.
 
+        The application also gets the commands ``flask railway doctor`` and ``flask railway wait``.
+
         Args:
             app: a configured application.
             db: as for the class; given here, it counts for this app only.
@@ -96,6 +99,7 @@ class Railway:
         path = checked_path(PATH_SETTING, app.config.get(PATH_SETTING, self._metrics))
         if path is not None:
             add_route(app, path)
+        add_commands(app, state.engines)
         with app.app_context():
             for engine in state.db.engines.values():
                 uncommitted.watch(engine)
