@@ -130,6 +130,11 @@ def sqlite_pragmas(url: URL) -> tuple[str, ...]:
 
 def _split(overrides: Mapping[str, Any], url: URL) -> tuple[dict[str, Any], dict[str, Any]]:
     """Part *overrides* into fields of the profile and arguments of ``create_engine()``."""
+    connect_args = overrides.get("connect_args")
+    if not isinstance(connect_args, Mapping | None):  # not shown: it may hold a password
+        raise ConfigurationError(
+            f"connect_args is of type {type(connect_args).__name__}; allowed: a dict"
+        )
     known = {knob.name for knob in fields(Profile)}
     others = _ENGINE_ARGUMENTS | _dialect_arguments(url)
     knobs, arguments = {}, {}

@@ -404,6 +404,12 @@ def test_other_plugins_are_kept(plugins: Any, expected: list[str]) -> None:
     assert options(PSYCOPG2, plugins=plugins)["plugins"] == expected
 
 
+def test_connect_args_that_are_no_dict_are_refused_without_showing_them() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        engine_options(PSYCOPG2, connect_args="password=secret")
+    assert str(caught.value) == "connect_args is of type str; allowed: a dict"
+
+
 @pytest.mark.parametrize(
     ("url", "name", "expected"),
     [
