@@ -15,8 +15,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ from sa_railway.config.profile import load_profile
 from sa_railway.config.url import find_url
 from sa_railway.exc import ConfigurationError, NotReadyError
 from sa_railway.faults import classify
+from sa_railway.observe.progress import has_rich, shown_progress
 from sa_railway.recovery.wait import first_line, wait_for_database
 
 if TYPE_CHECKING:
@@ -62,9 +62,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         status: int = options.run(options)
     except ConfigurationError as error:
-        if options.json:
-            print(json.dumps({"error": str(error)}))
-        print(f"{options.prog}: {error}", file=sys.stderr)
+        _print_error(str(error), options)
         return _USAGE
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -80,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     for add in _COMMANDS:
         add(subparsers)
     return parser
+
+
+def _print_error(message: str, options: argparse.Namespace) -> None:
+    if options.json:
+        print(json.dumps({"error": message}))
+    print(f"{options.prog}: {message}", file=sys.stderr)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -205,7 +209,7 @@ def _add_scale(parser: argparse.ArgumentParser) -> None:
 def _doctor(options: argparse.Namespace) -> int:
     from sa_railway.observe.doctor import examine
 
-    with _shown_progress() as progress:
+    with shown_progress() as progress:
         diagnosis = examine(
             options.url,
             profile=options.profile,
@@ -220,36 +224,10 @@ def _doctor(options: argparse.Namespace) -> int:
     return _OK if diagnosis.is_healthy else _NOT_OK
 
 
-@contextmanager
-def _shown_progress() -> Iterator[Callable[[str], object]]:
-    """Yield a function that shows on a terminal, on standard error, what is being examined."""
-    if not sys.stderr.isatty():
-        yield lambda title: None
-    elif _has_rich():
-        from rich.console import Console
-
-        with Console(stderr=True).status("") as status:
-            yield lambda title: status.update(f"examining: {title}")
-    else:
-        try:
-            yield lambda title: _overwrite(f"examining: {title}")
-        finally:
-            _overwrite("")
-
-
-def _overwrite(line: str) -> None:
-    """Put *line* in place of the terminal's last one, and stay there."""
-    print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
-
-
-def _has_rich() -> bool:
-    return find_spec("rich") is not None
-
-
 def _print_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(diagnosis.as_dict(), indent=2))
-    elif sys.stdout.isatty() and _has_rich():
+    elif sys.stdout.isatty() and has_rich():
         from sa_railway.observe.screen import show
 
         show(diagnosis)
@@ -355,10 +333,10 @@ def _add_demo(subparsers: Any) -> None:
 
 def _demo(options: argparse.Namespace) -> int:
     if not all(map(find_spec, ("flask", "flask_sqlalchemy", "gunicorn"))):
-        print(
-            f"{options.prog}: the application of the demonstration needs Flask and Gunicorn: "
+        _print_error(
+            "the application of the demonstration needs Flask and Gunicorn: "
             'pip install "sa-railway[flask,gunicorn]"',
-            file=sys.stderr,
+            options,
         )
         return _NOT_OK
     from sa_railway.demo.show import run
