@@ -7,8 +7,8 @@ from sa_railway import events, exc
 from sa_railway.config.options import engine_options
 from sa_railway.config.profile import Profile
 from sa_railway.config.url import database_url, normalize_url
-from sa_railway.engine.plugin import create_engine
 from sa_railway.faults import Fault, classify
+from sa_railway.plugin import create_engine
 
 if TYPE_CHECKING:
     from sa_railway.asyncio import create_async_engine

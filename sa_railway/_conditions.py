@@ -101,7 +101,7 @@ _TWO_ENDS = (
     "connection: open connections after the fork, and give each process its own."
 )
 _OUTCOME_UNKNOWN = (
-    "Nobody knows whether the work took effect: look for its result before running it again."
+    "It is unknown whether the work took effect: look for its result before running it again."
 )
 _ROLLBACK_FIRST = (
     "An earlier statement of this transaction failed: roll back, and look at that first error."

@@ -122,10 +122,13 @@ async def _with_engine(engine: AsyncEngine, replay: Replay) -> Any:
         if replay.isolation_level:
             await connection.execution_options(isolation_level=replay.isolation_level)
         transaction = await connection.begin()
-        await connection.run_sync(replay.watch)
-        with listening(connection.sync_connection, commit=replay.refuse_commit):
+        with (
+            replay.calling(),
+            listening(connection.sync_connection, commit=replay.refuse_commit),
+        ):
+            await connection.run_sync(replay.watch)
             result = await replay.callback(connection)
-            replay.begin_commit(is_active=transaction.is_active)
+        with replay.committing(is_active=transaction.is_active):
             await transaction.commit()
         return result
     finally:
@@ -151,13 +154,14 @@ async def _with_open_session(session: AsyncSession, replay: Replay) -> Any:
     with listening(session.sync_session, **session_listeners(replay)):
         try:
             transaction = session.sync_session.begin()
-            if replay.isolation_level:
-                options = {"isolation_level": replay.isolation_level}
-                await session.connection(execution_options=options)
-            result = await replay.callback(session)
+            with replay.calling():
+                if replay.isolation_level:
+                    options = {"isolation_level": replay.isolation_level}
+                    await session.connection(execution_options=options)
+                result = await replay.callback(session)
             is_active = session.sync_session.get_transaction() is transaction
-            replay.begin_commit(is_active=is_active)
-            await session.commit()
+            with replay.committing(is_active=is_active):
+                await session.commit()
         except BaseException:
             await _roll_back(session)
             raise

@@ -6,7 +6,7 @@
     ├── ConfigurationError (ValueError)          a knob, a profile or a URL is wrong
     ├── DatabaseUnavailableError (OperationalError)  away for too long already to wait again
     ├── NotReadyError (TimeoutError)             it can be reached, but lacks what was waited for
-    └── CommitOutcomeUnknownError (SQLAlchemyError)  nobody can say whether a COMMIT was executed
+    └── CommitOutcomeUnknownError (SQLAlchemyError)  it is unknown whether a COMMIT was executed
 
 Everything else that goes wrong reaches the caller as the driver's or SQLAlchemy's own exception.
 No message in this module ever holds a password.
@@ -84,29 +84,51 @@ def _rebuild_not_ready(message: str, missing: tuple[str, ...]) -> NotReadyError:
 
 
 class CommitOutcomeUnknownError(RailwayError, sa_exc.SQLAlchemyError):
-    """A COMMIT was sent, its answer was lost, and the server could not be asked in time.
+    """A COMMIT was sent, its answer was lost, and what became of it cannot be proved.
 
     It is no ``OperationalError``: code that runs work again after one of those must not do so here.
 
     Attributes:
-        transaction_id: the server's id of the transaction, with its epoch.
+        transaction_id: the server's id of the transaction, with its epoch; None if it was not read.
+        marker: the id of the transaction's row in the table of commit markers; None without one.
         orig: the driver's exception that ended the COMMIT.
     """
 
-    def __init__(self, *, transaction_id: int, orig: BaseException) -> None:
-        super().__init__(
-            f"nobody can say whether transaction {transaction_id} was committed: the connection "
-            "was lost during COMMIT, and the server could not be asked for the outcome; ask it "
-            f"with SELECT txid_status({transaction_id}), which says 'committed', 'aborted', 'in "
-            "progress', or NULL if it has forgotten; do not run the work again before you know"
-        )
+    def __init__(
+        self, *, transaction_id: int | None, marker: str | None = None, orig: BaseException
+    ) -> None:
+        super().__init__(_unknown(transaction_id, marker))
         self.transaction_id = transaction_id
+        self.marker = marker
         self.orig = orig
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the fields when pickled."""
-        return _rebuild_unknown, (self.transaction_id, self.orig)
+        return _rebuild_unknown, (self.transaction_id, self.marker, self.orig)
 
 
-def _rebuild_unknown(transaction_id: int, orig: BaseException) -> CommitOutcomeUnknownError:
-    return CommitOutcomeUnknownError(transaction_id=transaction_id, orig=orig)
+def _rebuild_unknown(
+    transaction_id: int | None, marker: str | None, orig: BaseException
+) -> CommitOutcomeUnknownError:
+    return CommitOutcomeUnknownError(transaction_id=transaction_id, marker=marker, orig=orig)
+
+
+def _unknown(transaction_id: int | None, marker: str | None) -> str:
+    what, hint = "the transaction", "it has no id that the server could be asked for"
+    if marker is not None:
+        what = f"the transaction with the commit marker {marker}"
+        hint = (
+            "SELECT committed FROM sa_railway_commit_marker WHERE id = "  # noqa: S608 - a text
+            f"'{marker}' says true if it was, false if it was not and cannot be any more, and "
+            "nothing if that is open"
+        )
+    elif transaction_id is not None:
+        what = f"transaction {transaction_id}"
+        hint = (
+            f"SELECT txid_status({transaction_id}) says 'committed', 'aborted', 'in progress', or "
+            "NULL if the server has forgotten; after a crash it may mean another transaction"
+        )
+    return (
+        f"it is unknown whether {what} was committed: the connection was lost during COMMIT, and "
+        f"the outcome could not be proved; {hint}; do not run the work again before you know"
+    )

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sa_railway._conditions import ADVICE, CONDITIONS, TRANSIENT, Condition, FaultKind
 from sa_railway.exc import ConfigurationError
 
-__all__ = ["Fault", "FaultKind", "check_kinds", "classify"]
+__all__ = ["Fault", "FaultKind", "check_kinds", "classify", "first_line"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class Fault:
 
 # What the classes of SQLAlchemy, of this package and of asyncpg's own errors say by themselves.
 _CLASSES = {
+    "sa_railway.exc.CommitOutcomeUnknownError": "08007",
     "sa_railway.exc.DatabaseUnavailableError": "unavailable",
     "sqlalchemy.exc.TimeoutError": "pool-exhausted",
     "sqlalchemy.exc.DisconnectionError": "lost",
@@ -336,3 +337,9 @@ def _is_unreachable(error: BaseException) -> bool:
 
 def _class_name(error: BaseException) -> str:
     return f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what the driver says, which names host and port but no password."""
+    cause = getattr(error, "orig", None) or error
+    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)

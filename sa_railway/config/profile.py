@@ -75,6 +75,11 @@ class Profile:
         resolve_commit: whether a COMMIT whose answer was lost is looked up on a new connection, so
             that ``commit()`` returns if it has happened. It costs writers one round trip more.
         resolve_timeout: how long the server is asked for it.
+        commit_marker: whether a transaction that writes leaves a row in the table
+            ``sa_railway_commit_marker``, by which its outcome can be proved after crashes and
+            promotions, too: with ``resolve_commit`` every transaction, without it those of
+            ``run_transaction()``. The row takes the place of the other round trip, and costs none
+            with psycopg.
         probe_timeout: how long readiness and health wait for the server. Whoever asks must wait a
             little longer; Kubernetes does not unless its ``timeoutSeconds`` is raised from 1.
         probe_cache: an answer of the server serves all who ask within this time, so that probes
@@ -118,6 +123,7 @@ class Profile:
     transaction_pooler: bool = False
     resolve_commit: bool = False
     resolve_timeout: float = _knob(30.0, above=0)
+    commit_marker: bool = False
     probe_timeout: float = _knob(2.0, above=0)
     probe_cache: float = _knob(1.0, at_least=0)
     health_window: float = _knob(300.0, above=0)

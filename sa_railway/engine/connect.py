@@ -26,7 +26,7 @@ from sa_railway.engine.guard import guarded
 from sa_railway.engine.naming import engine_name
 from sa_railway.engine.waiting import attempt_limit, backoff_delay, is_impatient, sleeper
 from sa_railway.exc import DatabaseUnavailableError
-from sa_railway.faults import Fault, FaultKind, classify
+from sa_railway.faults import Fault, FaultKind, classify, first_line
 
 __all__ = ["Breaker", "Patience"]
 
@@ -120,14 +120,14 @@ class Patience:
                 logger.warning(
                     "%s: the server is away; until it is back, connects fail at once for %g s at a "
                     "time: %s",
-                    *(self._engine, pause, _first_line(error)),
+                    *(self._engine, pause, first_line(error)),
                 )
             events.announce(events.BreakerOpened(self._engine, pause, error))
             return None
         if number == 1:
             logger.info(
                 "%s: connecting failed, trying again for %.1f s: %s",
-                *(self._engine, remaining, _first_line(error)),
+                *(self._engine, remaining, first_line(error)),
             )
         profile = self._profile
         delay = backoff_delay(number, base=profile.backoff_base, cap=profile.backoff_cap)
@@ -205,14 +205,10 @@ class Breaker:
 def _unavailable(retry_after: float, error: BaseException) -> DatabaseUnavailableError:
     return DatabaseUnavailableError(
         f"the database could not be reached, and will be tried again in {retry_after:.1f} s; "
-        f"the last attempt failed with: {_first_line(error)}",
+        f"the last attempt failed with: {first_line(error)}",
         retry_after=retry_after,
         orig=error,
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _add_note(error: BaseException, fault: Fault, attempts: int, seconds: float) -> None:

@@ -18,6 +18,7 @@ from sa_railway import events
 from sa_railway.config.profile import Profile
 from sa_railway.engine.guard import guarded
 from sa_railway.engine.naming import engine_name
+from sa_railway.exc import RailwayError
 from sa_railway.faults import FaultKind, classify
 
 __all__ = ["listen"]
@@ -33,6 +34,8 @@ def listen(engine: Engine, profile: Profile) -> None:
     def handle_error(context: ExceptionContext) -> None:
         if context.is_pre_ping or context.connection is None:
             return
+        if isinstance(context.original_exception, RailwayError):
+            return  # which says itself what has become of the connection
         verdict = _is_disconnect(context, profile.fault_kinds)
         if verdict is not None and verdict != context.is_disconnect:
             logger.info("%s: %s is a disconnect: %s", name, context.original_exception, verdict)

@@ -18,8 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from sa_railway.engine.profiles import profile_of
 from sa_railway.exc import ConfigurationError, NotReadyError
-from sa_railway.faults import classify
-from sa_railway.recovery.wait import first_line, wait_for_database
+from sa_railway.faults import classify, first_line
+from sa_railway.recovery.wait import wait_for_database
 
 if TYPE_CHECKING:
     from flask import Flask

@@ -6,7 +6,6 @@ whatever is executed on ``session.connection()``.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -14,7 +13,7 @@ from weakref import WeakKeyDictionary
 from flask_sqlalchemy.session import Session
 from sqlalchemy import event
 
-from sa_railway.engine.statements import may_write
+from sa_railway.commit.sql import Writes, effects_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -23,16 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["Uncommitted", "connections_of", "watch"]
 
 _CONNECTIONS = "sa_railway.flask.connections"
-
-# What changes data or schema, at the start of a statement or within a WITH. Never tries another
-# way to skip the comments before it: there are two to the power of their number.
-_WRITE = re.compile(
-    r"""(?: \s | --[^\n]*\n | /\*.*?\*/ )*+
-        (?: (?: INSERT | UPDATE | DELETE | MERGE | REPLACE | TRUNCATE | COPY | CALL | DO
-              | CREATE | ALTER | DROP | GRANT | REVOKE | COMMENT | REFRESH )\b
-          | WITH\b .* [()]\s* (?: INSERT | UPDATE | DELETE | MERGE )\b )""",
-    re.VERBOSE | re.IGNORECASE | re.DOTALL,
-)
 
 
 @dataclass(frozen=True)
@@ -129,7 +118,8 @@ def _executed(connection: Connection, _cursor: object, statement: str, *_how: ob
     tally = _tallies.get(connection)
     if tally is None:
         return
-    if _WRITE.match(statement):
+    writes = effects_of(statement).writes
+    if writes is Writes.YES:
         tally.writes += 1
-    elif not tally.perhaps:
-        tally.perhaps = may_write(statement)
+    elif writes:
+        tally.perhaps = True

@@ -14,12 +14,12 @@ from sa_railway.config.budget import count_processes, plan_budget
 from sa_railway.config.masking import masked
 from sa_railway.config.profile import Profile, load_profile
 from sa_railway.exc import ConfigurationError
+from sa_railway.faults import first_line
 from sa_railway.observe.case import Case, NotRunError
 from sa_railway.observe.checks import CHECKS, Check
 from sa_railway.observe.checks.login import explain, is_lost
 from sa_railway.observe.findings import Diagnosis, Finding, Outcome, Result, Severity
 from sa_railway.recovery.gate import Gate
-from sa_railway.recovery.wait import first_line
 
 __all__ = ["examine"]
 

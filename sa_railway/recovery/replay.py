@@ -8,16 +8,19 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 from sa_railway import events
-from sa_railway.engine.commit import CommitState, watch_commit
-from sa_railway.engine.marks import commits_by_itself
+from sa_railway.commit.ambiguity import commits_by_itself
+from sa_railway.commit.decision import Outcome
+from sa_railway.commit.resolver import CommitState, committing, watch_commit
+from sa_railway.commit.sql import Writes, ends_transaction
+from sa_railway.commit.work import Work, is_idle, work_on
 from sa_railway.engine.naming import engine_name
-from sa_railway.engine.outcome import Outcome
 from sa_railway.engine.profiles import fault_kinds_of
 from sa_railway.engine.waiting import backoff_delay
 from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError, DatabaseUnavailableError
@@ -72,6 +75,10 @@ class Replay:
         self._is_unwatched = False
         self._engine = ""
         self._kinds: dict[str, str] = {}
+        self._works: list[Work] = []
+        self._is_calling = False
+        self._objection: str | None = None
+        self._connections: list[Connection] = []
 
     def watch(self, connection: Connection, *, two_phase: bool = False) -> None:
         """Keep an eye on the COMMIT of *connection*, which has begun a transaction."""
@@ -86,22 +93,59 @@ class Replay:
         if two_phase or not watch_commit(connection, state):
             self._is_unwatched = True
         self._states.append(state)
+        self._connections.append(connection)
+        work = work_on(connection.connection.driver_connection)
+        work.end_transaction()  # nothing of it has run yet
+        if not work.is_seen:
+            event.listen(connection, "before_cursor_execute", self._refuse_text)
+        if self._is_calling:
+            work.refuse_end, work.refuse_early = _refuse_end, _refuse_early
+        self._works.append(work)
 
-    def refuse_commit(self, *_: object) -> None:
-        """Listen to commits: before the callback has returned, they are not its business."""
-        if not self._committing:
-            raise ConfigurationError(
-                "callback commits by itself; run_transaction() does so when it returns"
-            )
+    def _refuse_text(self, _connection: object, _cursor: object, text: str, *_how: object) -> None:
+        """Refuse an end of the transaction as text, on a connection that only SQLAlchemy sees."""
+        command = ends_transaction(text) if self._is_calling else None
+        if command is not None:
+            _refuse_end(command)
 
-    def begin_commit(self, *, is_active: bool) -> None:
-        """Say that the callback has returned, and whether it has left the transaction open."""
-        if not is_active:
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """Refuse commands of the callback, within the block, that would end the transaction."""
+        self._is_calling = True
+        try:
+            yield
+        finally:
+            self._is_calling = False
+            # before the connections go back to a pool, where others may commit
+            for work in self._works:
+                work.refuse_end = work.refuse_early = None
+
+    @contextmanager
+    def committing(self, *, is_active: bool) -> Iterator[None]:
+        """Resolve the commits within the block.
+
+        Args:
+            is_active: whether the callback, which has returned, has left the transaction open.
+        """
+        if not is_active or any(map(_has_ended, self._connections)):
             raise ConfigurationError(
                 "callback has ended the transaction by itself; run_transaction() does so when it "
                 "returns or raises"
             )
         self._committing = True
+        with committing(self._states):
+            yield
+
+    def refuse_commit(self, *_: object) -> None:
+        """Refuse a commit by the callback."""
+        if self._is_calling:
+            raise ConfigurationError(
+                "callback commits by itself; run_transaction() does so when it returns"
+            )
+
+    def object_to_replay(self, reason: str) -> None:
+        """Say why this attempt must be the last one."""
+        self._objection = reason
 
     def delay_after(self, error: Exception) -> float | None:
         """Return for how many seconds to wait before the next attempt; None if there is none."""
@@ -127,6 +171,11 @@ class Replay:
     def _may_replay(self, error: Exception) -> bool:
         if isinstance(error, CommitOutcomeUnknownError) or not is_of_database(error):
             return False
+        if self._objection is not None:
+            error.add_note(
+                f"sa_railway: run_transaction() cannot run the work again: {self._objection}"
+            )
+            return False
         kind = classify(error, kinds=self._kinds).kind
         if kind is FaultKind.READ_ONLY:  # a failover, if the connection was given up for it
             return getattr(error, "connection_invalidated", False) and not self._committing
@@ -146,6 +195,30 @@ class Replay:
                 f"sa_railway: run_transaction() gave up after {self._attempts} attempts "
                 f"in {seconds:.1f} s"
             )
+
+
+def _refuse_end(command: str) -> None:
+    raise ConfigurationError(
+        f"callback executes {command} by itself; run_transaction() ends the transaction when "
+        "it returns or raises"
+    )
+
+
+def _refuse_early() -> None:
+    raise ConfigurationError(
+        "callback uses the driver's own connection before SQLAlchemy has begun the transaction on "
+        "it: the server would commit at once what it executes, and a replay would execute it "
+        "twice; execute something through SQLAlchemy first"
+    )
+
+
+def _has_ended(connection: Connection) -> bool:
+    """Return whether the transaction of *connection* is over, although SQLAlchemy does not know."""
+    if connection.closed or connection.invalidated:
+        return False
+    driver = connection.connection.driver_connection
+    # one in which nothing was executed has not begun for psycopg2 and psycopg
+    return work_on(driver).writes is Writes.YES and is_idle(driver)
 
 
 def _check_callback(callback: object, *, is_async: bool) -> None:

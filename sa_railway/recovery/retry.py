@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 import tenacity
 
-from sa_railway.engine.marks import mark_errors
+from sa_railway.commit.ambiguity import mark_errors
 from sa_railway.exc import ConfigurationError
 from sa_railway.recovery.limits import Limits, find_limits
 from sa_railway.recovery.run import Run

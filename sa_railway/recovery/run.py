@@ -18,7 +18,8 @@ import tenacity
 from sqlalchemy.exc import PendingRollbackError
 
 from sa_railway import events
-from sa_railway.engine.marks import engine_of, is_in_doubt, kinds_of
+from sa_railway.commit.ambiguity import engine_of, is_in_doubt, kinds_of
+from sa_railway.exc import CommitOutcomeUnknownError
 from sa_railway.faults import classify
 from sa_railway.recovery.limits import Limits
 from sa_railway.recovery.origin import is_of_database
@@ -74,7 +75,8 @@ class Run:
         self._error = error
         if not self._is_consequence(error):
             self._cause = error
-            if not classify(error, kinds=kinds_of(error)).transient:
+            is_unknown = isinstance(error, CommitOutcomeUnknownError)  # which is objected to below
+            if not (is_unknown or classify(error, kinds=kinds_of(error)).transient):
                 return False
         self._objection = self._object_to(error)
         return self._objection is None

@@ -2,8 +2,8 @@
 
 A transaction that failed before its COMMIT has changed nothing, so it can be run again if the
 failure is one that passes. What became of a COMMIT whose answer was lost is found out by
-``sa_railway.engine.commit``, and what to do next is decided by ``sa_railway.recovery.replay``. This
-does the work; ``sa_railway.asyncio`` does it with ``await``.
+``sa_railway.commit.resolver``, and what to do next is decided by ``sa_railway.recovery.replay``.
+This does the work; ``sa_railway.asyncio`` does it with ``await``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, event, text
-from sqlalchemy.exc import DBAPIError, UnboundExecutionError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
+from sa_railway.commit.sql import Writes
+from sa_railway.commit.work import is_idle, work_on
 from sa_railway.exc import ConfigurationError
+from sa_railway.recovery.objects import NewObjects
 from sa_railway.recovery.replay import Replay
 
 __all__ = ["check_bind", "end_reading", "listening", "run_transaction", "session_listeners"]
@@ -57,13 +60,13 @@ def run_transaction(
         timeout: seconds for all attempts, their pauses, and asking for a lost outcome. An attempt
             that is under way is not interrupted.
         isolation_level: as in SQLAlchemy, for these transactions only; not ``"AUTOCOMMIT"``.
-        writes: whether the callback writes. None finds out from the statements that SQLAlchemy
-            executes; say True if it writes in other ways, such as a COPY by the driver's cursor.
+        writes: whether the callback writes. None decides by what it executes; False declares that
+            it only reads.
 
     Raises:
         ConfigurationError: an argument cannot be used, the transactor is in autocommit mode, or the
             callback ended the transaction.
-        CommitOutcomeUnknownError: a COMMIT was sent, and nobody can say whether it was executed.
+        CommitOutcomeUnknownError: a COMMIT was sent, and its outcome cannot be proved.
         Exception: that of the last attempt, with a note on how many there were.
     """
     replay = Replay(callback, timeout, isolation_level, writes)
@@ -112,10 +115,10 @@ def _with_engine(engine: Engine, replay: Replay) -> Any:
         if replay.isolation_level:
             connection = connection.execution_options(isolation_level=replay.isolation_level)
         transaction = connection.begin()
-        replay.watch(connection)
-        with listening(connection, commit=replay.refuse_commit):
+        with replay.calling(), listening(connection, commit=replay.refuse_commit):
+            replay.watch(connection)
             result = replay.callback(connection)
-            replay.begin_commit(is_active=transaction.is_active)
+        with replay.committing(is_active=transaction.is_active):
             transaction.commit()
         return result
 
@@ -164,11 +167,13 @@ def _with_open_session(session: Session, replay: Replay) -> Any:
     with listening(session, **session_listeners(replay)):
         try:
             transaction = session.begin()
-            if replay.isolation_level:
-                session.connection(execution_options={"isolation_level": replay.isolation_level})
-            result = replay.callback(session)
-            replay.begin_commit(is_active=session.get_transaction() is transaction)
-            session.commit()
+            with replay.calling():
+                if replay.isolation_level:
+                    options = {"isolation_level": replay.isolation_level}
+                    session.connection(execution_options=options)
+                result = replay.callback(session)
+            with replay.committing(is_active=session.get_transaction() is transaction):
+                session.commit()
         except BaseException:
             roll_back(session)
             raise
@@ -194,7 +199,11 @@ def session_listeners(replay: Replay) -> dict[str, Callable[..., None]]:
         if session.get_nested_transaction() is None:
             replay.refuse_commit()
 
-    return {"after_begin": after_begin, "before_commit": before_commit}
+    return {
+        "after_begin": after_begin,
+        "before_commit": before_commit,
+        **NewObjects(replay.object_to_replay).listeners(),
+    }
 
 
 def end_reading(session: Session) -> None:
@@ -219,10 +228,20 @@ def end_reading(session: Session) -> None:
 
 
 def _has_written(session: Session) -> bool:
-    """Ask PostgreSQL whether the open transaction has written; other databases cannot tell."""
-    try:
-        if session.get_bind().dialect.name != "postgresql":
-            return False
-        return session.scalar(text("SELECT txid_current_if_assigned()")) is not None
-    except UnboundExecutionError:  # a session without a default database
-        return False
+    """Return whether the open transaction has written, in any of the databases that it is in.
+
+    PostgreSQL is asked; other databases cannot tell.
+    """
+    # A private attribute, because a session shows the connections of its transaction nowhere else.
+    # tests/chaos/test_transaction.py fails when it moves.
+    transaction: Any = session.get_transaction()
+    connections = {entry[0] for entry in transaction._connections.values()}
+    return any(_has_written_on(c) for c in connections if c.dialect.name == "postgresql")
+
+
+def _has_written_on(connection: Connection) -> bool:
+    driver = connection.connection.driver_connection
+    writes = work_on(driver).writes
+    if is_idle(driver) or writes is not Writes.MAYBE:
+        return not is_idle(driver) and writes is Writes.YES  # a NOTIFY has no id before its COMMIT
+    return connection.scalar(text("SELECT txid_current_if_assigned()")) is not None

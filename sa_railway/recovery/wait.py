@@ -23,14 +23,14 @@ from sqlalchemy.pool import NullPool
 
 from sa_railway.config.url import find_url, normalize_url
 from sa_railway.engine.naming import engine_name
-from sa_railway.engine.plugin import create_engine
 from sa_railway.engine.waiting import backoff_delay
 from sa_railway.engine.watchdog import limit
 from sa_railway.exc import ConfigurationError, NotReadyError
-from sa_railway.faults import Fault, FaultKind, classify
+from sa_railway.faults import Fault, FaultKind, classify, first_line
+from sa_railway.plugin import create_engine
 from sa_railway.recovery.gate import Gate
 
-__all__ = ["Progress", "Wait", "first_line", "wait_for_database"]
+__all__ = ["Progress", "Wait", "wait_for_database"]
 
 logger = logging.getLogger("sa_railway.recovery.wait")
 
@@ -249,9 +249,3 @@ def _default_progress() -> Progress:
     if sys.stderr.isatty():
         return lambda line: print(line, file=sys.stderr, flush=True)
     return logger.info
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what the driver says, which names host and port but no password."""
-    cause = getattr(error, "orig", None) or error
-    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)

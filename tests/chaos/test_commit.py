@@ -2,9 +2,10 @@
 
 import asyncio
 import gc
+import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import contextmanager
 
 import psycopg2
 import pytest
@@ -17,17 +18,21 @@ from sqlalchemy.pool import NullPool
 
 import sa_railway
 from sa_railway import events
-from sa_railway.engine import commit, outcome
-from sa_railway.engine.commit import CommitState, watch_commit
-from sa_railway.engine.outcome import Outcome, read_ticket
+from sa_railway.commit import status
+from sa_railway.commit.decision import Outcome
+from sa_railway.commit.marker_schema import create_sql
+from sa_railway.commit.resolver import CommitState, committing, watch_commit
 from sa_railway.exc import CommitOutcomeUnknownError
 from sa_railway.testing import ChaosProxy
+from sa_railway.testing.toxics import Cut
 
 SYNC = ["psycopg2", "psycopg"]
-LOST_BUT_COMMITTED = [
-    {"after": "COMMIT"},
-    {"before": "CommandComplete", "of": "COMMIT"},
-]
+ANSWER_LOST = {"before": "CommandComplete", "of": "COMMIT"}
+LOST_BUT_COMMITTED = [{"after": "COMMIT"}, ANSWER_LOST]
+UNDONE = (
+    "sa_railway: the transaction was rolled back and has changed nothing; "
+    "it can safely be run again"
+)
 
 
 @pytest.fixture
@@ -91,10 +96,7 @@ def test_a_commit_that_did_not_happen_raises_the_drivers_error(postgres, plain, 
     assert rows(plain) == []
     assert outcomes == ["aborted"]
     assert caught.value.connection_invalidated
-    assert caught.value.orig.__notes__ == [
-        "sa_railway: the transaction was rolled back and has changed nothing; "
-        "it can safely be run again"
-    ]
+    assert caught.value.orig.__notes__ == [UNDONE]
 
 
 def test_plain_sqlalchemy_raises_although_it_happened(postgres, plain):
@@ -192,52 +194,29 @@ def test_only_a_writer_pays_a_round_trip(postgres, plain, driver):
     assert write[1] - write[0] == 1
 
 
-def test_a_backend_that_still_works_is_ended_before_it_is_asked_about(postgres, plain, outcomes):
-    """The client is cut off while its COMMIT waits for a lock; later it would have succeeded."""
-    with plain.begin() as connection:
-        connection.execute(text("DROP TABLE IF EXISTS parent CASCADE"))
-        connection.execute(text("CREATE TABLE parent (id int PRIMARY KEY)"))
-        connection.execute(
-            text(
-                "CREATE TABLE child (id int REFERENCES parent DEFERRABLE INITIALLY DEFERRED,"
-                " slow int)"
-            )
-        )
-        connection.execute(
-            text(
-                "CREATE OR REPLACE FUNCTION wait_long() RETURNS trigger LANGUAGE plpgsql AS "
-                "$$ BEGIN PERFORM pg_sleep(60); RETURN NULL; END $$"
-            )
-        )
-        connection.execute(
-            text(
-                "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON parent DEFERRABLE "
-                "INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait_long()"
-            )
-        )
-    with ChaosProxy(postgres.url) as proxy:
-        engine = sa_railway.create_engine(proxy.url, resolve_commit=True)
-        with engine.connect() as connection:
-            connection.execute(text("INSERT INTO parent VALUES (1)"))
-            proxy.cut(after="COMMIT")
-            with pytest.raises(DBAPIError):
-                connection.commit()  # pg_sleep(60) within the COMMIT is still running
-        engine.dispose()
-
-    assert outcomes == ["aborted"]
-    with plain.begin() as connection:
-        assert connection.scalar(text("SELECT count(*) FROM parent")) == 0
-        connection.execute(text("DROP TABLE child, parent"))
-
-
-def test_the_connection_that_asks_may_be_cut_as_well(postgres, plain, outcomes):
-    with ChaosProxy(postgres.url) as proxy:
+@pytest.mark.parametrize(
+    "asking_cut",
+    [
+        {"before": "StartupMessage"},
+        {"after": "StartupMessage"},
+        {"before": "SELECT"},
+        {"before": "CommandComplete", "of": "SELECT"},
+    ],
+    ids=lambda cut: " ".join(cut.values()),
+)
+@pytest.mark.parametrize("driver", SYNC)
+def test_the_connection_that_asks_may_be_cut_as_well(postgres, plain, driver, asking_cut, outcomes):
+    with ChaosProxy(postgres.url_for(driver)) as proxy, ThreadPoolExecutor() as executor:
         engine = sa_railway.create_engine(proxy.url, resolve_commit=True)
         with engine.connect() as connection:
             insert(connection)
-            proxy.cut(before="CommandComplete", of="COMMIT")
-            asking = proxy.cut(before="CommandComplete", of="SELECT", nth=2, times=3)
-            connection.commit()
+            cut = proxy.cut(before="CommandComplete", of="COMMIT")
+            freeze = proxy.freeze(live=False)
+            answer = executor.submit(connection.commit)
+            cut.wait()
+            asking = proxy.cut(**asking_cut, times=3)
+            freeze.remove()
+            answer.result()
         engine.dispose()
 
         assert asking.count == 3
@@ -259,6 +238,16 @@ def test_an_exhausted_pool_does_not_keep_it_from_asking(postgres, plain, outcome
     assert outcomes == ["committed"]
 
 
+def unknown(xid):
+    return (
+        f"it is unknown whether transaction {xid} was committed: the connection was lost during "
+        "COMMIT, and the outcome could not be proved; "
+        f"SELECT txid_status({xid}) says 'committed', 'aborted', 'in progress', or NULL if the "
+        "server has forgotten; after a crash it may mean another transaction; do not run the work "
+        "again before you know"
+    )
+
+
 def test_a_server_that_stays_away_leaves_the_outcome_unknown(postgres, plain, outcomes):
     with ChaosProxy(postgres.url) as proxy:
         engine = sa_railway.create_engine(
@@ -273,191 +262,267 @@ def test_a_server_that_stays_away_leaves_the_outcome_unknown(postgres, plain, ou
                 connection.commit()
         engine.dispose()
 
-    assert str(caught.value) == (
-        f"nobody can say whether transaction {xid} was committed: the connection was lost during "
-        "COMMIT, and the server could not be asked for the outcome; ask it with "
-        f"SELECT txid_status({xid}), which says 'committed', 'aborted', 'in progress', or NULL if "
-        "it has forgotten; do not run the work again before you know"
-    )
+    assert str(caught.value) == unknown(xid)
     assert caught.value.transaction_id == xid
     assert isinstance(caught.value.orig, psycopg2.OperationalError)
     assert outcomes == ["unknown"]
     assert rows(plain) == [1]
 
 
-def test_a_status_too_old_to_be_known_is_unknown(postgres, plain, monkeypatch, outcomes):
-    monkeypatch.setattr(outcome, "_STATUS", "SELECT txid_status({xid} - {xid} + 3)")
+def test_a_status_that_the_server_has_forgotten_is_unknown(postgres, plain, monkeypatch, outcomes):
+    # a real one would take a million transactions
+    monkeypatch.setattr(status, "_STATUS", "'forgotten'")
     with ChaosProxy(postgres.url) as proxy:
         engine = sa_railway.create_engine(proxy.url, resolve_commit=True)
         with engine.connect() as connection:
             insert(connection)
+            xid = connection.scalar(text("SELECT txid_current_if_assigned()"))
             proxy.cut(after="COMMIT")
-            monkeypatch.setitem(outcome._OUTCOMES, "committed", Outcome.UNKNOWN)
-            with pytest.raises(CommitOutcomeUnknownError):
+            with pytest.raises(CommitOutcomeUnknownError) as caught:
                 connection.commit()
         engine.dispose()
 
+    assert str(caught.value) == unknown(xid)
+    assert outcomes == ["unknown"]
+    assert rows(plain) == [1]
 
-@pytest.fixture
-def lazy_log(postgres_binaries):
+
+@pytest.fixture(scope="module")
+def crashing(postgres_binaries):
     """A server that writes its log only when a COMMIT makes it, so that a crash loses ids."""
-    with MarkedPostgres(settings={"wal_writer_delay": "10s", "bgwriter_delay": "10s"}) as server:
+    settings = {
+        "wal_writer_delay": "10s",
+        "bgwriter_lru_maxpages": "0",
+        "autovacuum": "off",
+        "max_prepared_transactions": "2",
+    }
+    with MarkedPostgres(settings=settings) as server:
         engine = sqlalchemy.create_engine(server.url, poolclass=NullPool)
         with engine.begin() as connection:
             connection.execute(text("CREATE TABLE lost (n int)"))
             connection.execute(text("CREATE TABLE other (n int)"))
-        yield server, engine
+            for statement in create_sql():
+                connection.execute(text(statement))
+        yield server
 
 
-def ticket_of_an_open_transaction(engine):
-    """Begin, write, and read the ticket; the connection is then lost in the crash."""
-    resolver = commit._resolver(engine)
-    connection = engine.connect()
-    insert(connection)
-    ticket = read_ticket(connection.connection)
-    return resolver, ticket, connection
-
-
-def ask(resolver, ticket):
-    return resolver._ask(ticket, outcome.Watch(ticket.read_at - 1))
-
-
-def test_after_a_crash_an_id_that_was_given_out_again_is_not_taken_for_ours(lazy_log):
-    server, plain = lazy_log
-    engine = sa_railway.create_engine(server.url)
-    resolver, ticket, connection = ticket_of_an_open_transaction(engine)
-    server.restart("immediate")
-    connection.invalidate()
-    with plain.begin() as stranger:
-        stranger.execute(text("INSERT INTO other VALUES (1)"))
-        reused = stranger.scalar(text("SELECT txid_current_if_assigned()"))
-
-    assert reused == ticket.xid
-    with plain.connect() as asking:
-        assert asking.scalar(text(f"SELECT txid_status({ticket.xid})")) == "committed"
-    assert resolver._resolve(ticket, deadline=float("inf")) is Outcome.ABORTED
-    engine.dispose()
-
-
-def test_after_a_crash_an_id_that_nobody_has_yet_means_aborted(lazy_log):
-    server, _ = lazy_log
-    engine = sa_railway.create_engine(server.url)
-    resolver, ticket, connection = ticket_of_an_open_transaction(engine)
-    server.restart("immediate")
-    connection.invalidate()
-
-    assert resolver._resolve(ticket, deadline=float("inf")) is Outcome.ABORTED
-    engine.dispose()
-
-
-def test_after_two_crashes_nobody_can_tell(lazy_log):
-    """The second recovery ends behind our log position, because strangers have written since."""
-    server, plain = lazy_log
-    engine = sa_railway.create_engine(server.url)
-    resolver, ticket, connection = ticket_of_an_open_transaction(engine)
-    server.restart("immediate")
-    connection.invalidate()
-    for _ in range(20):
-        with plain.begin() as stranger:
-            stranger.execute(text("INSERT INTO other VALUES (1)"))
-    server.restart("immediate")
-    ticket = replace(ticket, read_at=ticket.read_at - 1)  # nobody has looked for a second
-
-    assert resolver._resolve(ticket, deadline=float("inf")) is Outcome.UNKNOWN
-    engine.dispose()
-
-
-@pytest.mark.parametrize("mode", ["immediate", "fast"])
-def test_a_commit_that_survived_a_restart_is_found(own_postgres, mode):
-    engine = sa_railway.create_engine(own_postgres.url)
+@pytest.fixture
+def stranger(crashing):
+    """An engine for the transactions of others."""
+    engine = sqlalchemy.create_engine(crashing.url, poolclass=NullPool)
     with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE lost (n int)"))
-    resolver, ticket, connection = ticket_of_an_open_transaction(engine)
-    connection.commit()
-    own_postgres.stop(mode)
-    ticket = replace(ticket, read_at=time.monotonic())
-    with ThreadPoolExecutor() as executor:
-        asking = executor.submit(resolver._resolve, ticket, float("inf"))
-        own_postgres.start()
-
-        assert asking.result() is Outcome.COMMITTED
-    engine.dispose()
-
-
-def test_a_later_checkpoint_hides_where_the_recovery_ended(own_postgres):
-    engine = sa_railway.create_engine(own_postgres.url)
-    with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE lost (n int)"))
-    resolver, ticket, connection = ticket_of_an_open_transaction(engine)
-    connection.commit()
-    own_postgres.restart("immediate")
-    with engine.begin() as connection:
-        insert(connection, 2)
+        connection.execute(text("TRUNCATE lost, other"))
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        # what follows is at the beginning of a page, and no full page is there to be written early
+        connection.execute(text("SELECT pg_switch_wal()"))
         connection.execute(text("CHECKPOINT"))
-
-    assert resolver._resolve(ticket, deadline=float("inf")) is Outcome.UNKNOWN
-    engine.dispose()
+    return engine
 
 
-def test_a_role_without_privileges_can_ask(own_postgres):
-    admin = sqlalchemy.create_engine(own_postgres.url, poolclass=NullPool)
+def make_commits_slow(admin):
+    """Let a COMMIT that has written to the table *slow* take a minute."""
     with admin.begin() as connection:
-        connection.execute(text("CREATE ROLE app LOGIN"))
-        connection.execute(text("GRANT CREATE ON SCHEMA public TO app"))
-    engine = sa_railway.create_engine(own_postgres.url.set(username="app"))
-    with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE lost (n int)"))
-    resolver, ticket, connection = ticket_of_an_open_transaction(engine)
-
-    assert ask(resolver, ticket) is None  # in progress; and its backend was ended
-    with pytest.raises(DBAPIError):
-        connection.commit()
-    assert resolver._resolve(ticket, deadline=float("inf")) is Outcome.ABORTED
-    own_postgres.restart("immediate")
-    assert resolver._resolve(ticket, deadline=float("inf")) is Outcome.ABORTED
-    engine.dispose()
+        for statement in (
+            "DROP TABLE IF EXISTS slow",
+            "CREATE TABLE slow (n int)",
+            "CREATE OR REPLACE FUNCTION wait_long() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN PERFORM pg_sleep(60); RETURN NULL; END $$",
+            "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW EXECUTE FUNCTION wait_long()",
+            "DROP ROLE IF EXISTS app",
+            "CREATE ROLE app LOGIN",
+            "GRANT INSERT ON slow TO app",
+        ):
+            connection.execute(text(statement))
 
 
-def test_behind_a_pooler_nobody_is_ended(postgres, plain):
-    """The pid that the client was told is not that of the backend."""
-    engine = sa_railway.create_engine(postgres.url)
-    resolver = commit._resolver(engine)
-    with engine.connect() as connection:
-        insert(connection)
-        ticket = read_ticket(connection.connection)
-        behind = replace(ticket, pid=None)
+@pytest.mark.parametrize("role", ["postgres", "app"])
+@pytest.mark.parametrize("driver", SYNC)
+def test_a_backend_that_still_works_is_ended_before_it_is_asked_about(
+    crashing, stranger, driver, role, outcomes
+):
+    """The client is cut off while its COMMIT is at work; later it would have succeeded."""
+    make_commits_slow(stranger)
+    with ChaosProxy(crashing.url_for(driver).set(username=role)) as proxy:
+        engine = sa_railway.create_engine(proxy.url, resolve_commit=True)
+        with engine.connect() as connection:
+            connection.execute(text("INSERT INTO slow VALUES (1)"))
+            proxy.cut(after="COMMIT")
+            with pytest.raises(DBAPIError) as caught:
+                connection.commit()
+        engine.dispose()
 
-        assert ask(resolver, behind) is None
-        assert connection.scalar(text("SELECT 1")) == 1
-    engine.dispose()
+    assert caught.value.orig.__notes__ == [UNDONE]
+    assert outcomes == ["aborted"]
+    with stranger.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM slow")) == 0
+
+
+@contextmanager
+def lost_commit(url, cut, **options):
+    """Cut a COMMIT, and let the client find the way to the server shut during the block.
+
+    Yields:
+        The id of the transaction, and a Future of what ``commit()`` does.
+    """
+    with ChaosProxy(url) as proxy, ThreadPoolExecutor() as executor:
+        engine = sa_railway.create_engine(proxy.url, resolve_commit=True, **options)
+        with engine.connect() as connection:
+            insert(connection)
+            xid = connection.scalar(text("SELECT txid_current_if_assigned()"))
+            trigger = proxy.cut(**cut)
+            down = proxy.down(live=False)
+            answer = executor.submit(connection.commit)
+            trigger.wait()
+            try:
+                yield xid, answer
+            finally:
+                down.remove()
+                answer.exception()
+        engine.dispose()
+
+
+def commit_other(stranger):
+    """Commit a transaction of others; return its id."""
+    with stranger.begin() as connection:
+        connection.execute(text("INSERT INTO other VALUES (1)"))
+        return connection.scalar(text("SELECT txid_current_if_assigned()"))
+
+
+def test_after_a_crash_an_id_that_was_given_out_again_is_not_taken_for_ours(
+    crashing, stranger, outcomes
+):
+    with lost_commit(crashing.url, {"before": "COMMIT"}) as (xid, answer):
+        crashing.restart("immediate")
+        reused = commit_other(stranger)
+
+    assert reused == xid
+    with stranger.connect() as asking:
+        assert asking.scalar(text(f"SELECT txid_status({xid})")) == "committed"
+    assert answer.exception().orig.__notes__ == [UNDONE]
+    assert outcomes == ["aborted"]
+
+
+def test_after_a_crash_an_id_that_is_not_given_out_yet_means_aborted(crashing, stranger, outcomes):
+    with lost_commit(crashing.url, {"before": "COMMIT"}) as (_, answer):
+        crashing.restart("immediate")
+
+    assert answer.exception().orig.__notes__ == [UNDONE]
+    assert outcomes == ["aborted"]
+
+
+def test_after_two_crashes_committed_proves_nothing(crashing, stranger, outcomes):
+    """The second recovery ends behind our log position, because strangers have written since."""
+    with lost_commit(crashing.url, {"before": "COMMIT"}) as (xid, answer):
+        crashing.restart("immediate")
+        for _ in range(20):
+            commit_other(stranger)
+        crashing.restart("immediate")
+
+    assert str(answer.exception()) == unknown(xid)
+    assert outcomes == ["unknown"]
+
+
+def test_a_later_checkpoint_hides_where_the_recovery_ended(crashing, stranger, outcomes):
+    with lost_commit(crashing.url, ANSWER_LOST) as (xid, answer):
+        crashing.restart("immediate")
+        commit_other(stranger)
+        with stranger.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("CHECKPOINT"))
+
+    assert str(answer.exception()) == unknown(xid)
+    assert outcomes == ["unknown"]
+    assert rows(stranger) == [1]
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "outcome"),
+    [
+        ("fast", {}, "committed"),
+        ("immediate", {}, "unknown"),
+        ("immediate", {"commit_marker": True}, "committed"),
+    ],
+    ids=["clean stop", "crash", "crash, with a marker"],
+)
+@pytest.mark.parametrize("driver", SYNC)
+def test_a_commit_that_survived_a_restart_is_found_where_it_can_be_proved(
+    crashing, stranger, driver, mode, options, outcome, outcomes
+):
+    """However late the client looks again: it sees nothing of the restart."""
+    with lost_commit(crashing.url_for(driver), ANSWER_LOST, **options) as (_, answer):
+        crashing.restart(mode)
+
+    assert outcomes == [outcome]
+    assert isinstance(answer.exception(), CommitOutcomeUnknownError) == (outcome == "unknown")
+    assert rows(stranger) == [1]
+
+
+class OtherPid(Cut):
+    """Tells clients of another backend than the one that they have, as poolers do."""
+
+    def __init__(self):
+        super().__init__("BackendKeyData", None, None, nth=1, times=1, reset=False)
+
+    def strikes(self, message):
+        if message.name == "BackendKeyData":
+            pid, key = struct.unpack("!ii", message.data[5:])
+            data = message.data[:5] + struct.pack("!ii", pid + 1_000_000, key)
+            object.__setattr__(message, "data", data)
+        return False
+
+
+def test_behind_a_pooler_no_backend_is_ended(crashing, stranger, outcomes):
+    """What a pooler has told of is not the backend, which serves others by now."""
+    make_commits_slow(stranger)
+    with ChaosProxy(crashing.url) as proxy:
+        proxy._add(OtherPid())
+        engine = sa_railway.create_engine(proxy.url, resolve_commit=True, resolve_timeout=1.0)
+        with engine.connect() as connection:
+            connection.execute(text("INSERT INTO slow VALUES (1)"))
+            pid = connection.scalar(text("SELECT pg_backend_pid()"))
+            proxy.cut(after="COMMIT")
+            with pytest.raises(CommitOutcomeUnknownError):
+                connection.commit()
+        engine.dispose()
+
+    assert outcomes == ["unknown"]
+    with stranger.connect() as connection:
+        is_left = text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = {pid}")
+        assert connection.scalar(is_left) is True
 
 
 def test_a_watched_commit_tells_what_became_of_it(postgres, plain):
     engine = sa_railway.create_engine(postgres.url)
     with engine.connect() as connection:
-        state = CommitState(deadline=float("inf"))
+        state = CommitState(deadline=time.monotonic() + 30)
         connection.begin()
         assert watch_commit(connection, state) is True
         insert(connection)
-        connection.commit()
+        with committing([state]):
+            connection.commit()
 
         assert (state.writes, state.sent, state.outcome) == (True, True, Outcome.COMMITTED)
     engine.dispose()
 
 
-def test_a_transaction_that_was_rolled_back_leaves_nothing_to_the_next(postgres, plain):
-    engine = sa_railway.create_engine(postgres.url, pool_size=1)
-    with engine.connect() as connection:
-        state = CommitState(deadline=float("inf"))
-        watch_commit(connection, state)
-        insert(connection)
-        connection.rollback()
-    with engine.begin() as connection:
-        insert(connection)
+def test_a_commit_that_is_not_watched_is_left_alone(postgres, plain):
+    """run_transaction() has used this engine before, and the next commit is another's."""
+    with ChaosProxy(postgres.url) as proxy:
+        engine = sa_railway.create_engine(proxy.url, pool_size=1)
+        with engine.connect() as connection:
+            state = CommitState(deadline=time.monotonic() + 30)
+            watch_commit(connection, state)
+            insert(connection)
+            connection.rollback()
+        with engine.connect() as connection, committing([state]):
+            insert(connection)
+            proxy.cut(before="CommandComplete", of="COMMIT")
+            with pytest.raises(DBAPIError):
+                connection.commit()
+        engine.dispose()
 
     assert not state.sent
-    engine.dispose()
+    assert rows(plain) == [1]
 
 
 def test_a_loss_that_looks_like_a_failed_connect_is_a_loss(postgres, plain, outcomes):
@@ -466,6 +531,7 @@ def test_a_loss_that_looks_like_a_failed_connect_is_a_loss(postgres, plain, outc
 
     def commit_and_lose_the_answer(connection):
         commit(connection)
+        connection.dbapi_connection.close()
         raise psycopg2.OperationalError("could not receive data from server: Connection refused")
 
     engine.dialect.do_commit = commit_and_lose_the_answer
@@ -511,18 +577,13 @@ def test_a_connection_dropped_without_being_closed_goes_back_to_the_pool(postgre
 def test_another_database_cannot_be_watched():
     engine = sa_railway.create_engine("sqlite://")
     with engine.connect() as connection:
-        assert watch_commit(connection, CommitState(deadline=float("inf"))) is False
+        assert watch_commit(connection, CommitState(deadline=time.monotonic() + 30)) is False
     engine.dispose()
 
 
-def test_two_phase_commits_and_savepoints_are_left_alone(postgres_binaries, outcomes):
-    with (
-        MarkedPostgres(settings={"max_prepared_transactions": 2}) as server,
-        ChaosProxy(server.url) as proxy,
-    ):
+def test_two_phase_commits_and_savepoints_are_left_alone(crashing, stranger, outcomes):
+    with ChaosProxy(crashing.url) as proxy:
         engine = sa_railway.create_engine(proxy.url, resolve_commit=True)
-        with engine.begin() as connection:
-            connection.execute(text("CREATE TABLE lost (n int)"))
         with engine.connect() as connection:
             transaction = connection.begin_twophase()
             insert(connection)

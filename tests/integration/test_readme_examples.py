@@ -7,7 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = README + (ROOT / "docs" / "transactions.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
+PRINTED = {"SELECT 'connected'": "connected\n", "run_transaction(engine, transfer)": "200\n"}
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[b.split("\n")[0][:40] for b in BLOCKS])
@@ -26,8 +28,8 @@ def test_an_example_runs(block, database_url, monkeypatch, tmp_path, capsys):
         with engine.connect() as connection:
             assert connection.exec_driver_sql("SELECT 1").scalar() == 1
         engine.dispose()
-    if "print(" in block:
-        assert capsys.readouterr().out == "connected\n"
+    expected = "".join(printed for part, printed in PRINTED.items() if part in block)
+    assert capsys.readouterr().out == expected
 
 
 def test_there_are_examples():

@@ -20,7 +20,7 @@ from marked import MARK
 
 from sa_railway import faults
 from sa_railway._conditions import ADVICE, CONDITIONS, TRANSIENT
-from sa_railway.exc import ConfigurationError, DatabaseUnavailableError
+from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError, DatabaseUnavailableError
 from sa_railway.faults import Fault, FaultKind, check_kinds, classify
 
 # Every condition that appendix A of PostgreSQL's manual lists for these classes: its SQLSTATE and
@@ -771,3 +771,12 @@ def test_no_driver_is_imported():
     )
 
     assert ran.stdout == "\n"
+
+
+def test_an_unknown_outcome_is_not_called_transient():
+    fault = classify(CommitOutcomeUnknownError(transaction_id=7, orig=OSError()))
+
+    assert (fault.kind, fault.transient) == (FaultKind.DISCONNECT, False)
+    assert fault.advice == (
+        "It is unknown whether the work took effect: look for its result before running it again."
+    )

@@ -6,6 +6,8 @@ import tomllib
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
 import sa_railway
 from sa_railway import Profile
 from sa_railway.config.profile import PROFILES
@@ -26,6 +28,17 @@ def test_the_table_of_options_is_that_of_the_profile():
     table = README.split("<!-- options -->")[1].split("<!-- /options -->")[0]
 
     assert table.strip().splitlines()[2:] == expected
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
+def test_no_table_waits_to_be_written(path):
+    """Those between marks are written by benchmarks and by tests/commit_model.py."""
+    for name, content in re.findall(
+        r"<!-- ([\w-]+) -->\n(.*?)<!-- /\1 -->", path.read_text(), re.S
+    ):
+        assert content.strip(), name
+    marks = re.findall(r"<!-- (/?)([\w-]+) -->", path.read_text())
+    assert [name for end, name in marks if end] == [name for end, name in marks if not end]
 
 
 def test_every_profile_is_named():

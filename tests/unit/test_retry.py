@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import DeclarativeBase, Session, mapped_column, scoped_session, sessionmaker
 
 from sa_railway import events, retry
-from sa_railway.engine.marks import is_in_doubt
+from sa_railway.commit.ambiguity import is_in_doubt
 from sa_railway.exc import (
     CommitOutcomeUnknownError,
     ConfigurationError,

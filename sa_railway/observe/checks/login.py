@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-from sa_railway.faults import FaultKind, classify
+from sa_railway.faults import FaultKind, classify, first_line
 from sa_railway.observe.case import Case, Seen, SilentError
 from sa_railway.observe.findings import Finding, Kind, Severity
-from sa_railway.recovery.wait import first_line
 
 __all__ = ["check_login", "explain", "is_lost"]
 

@@ -24,14 +24,15 @@ from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 import sa_railway
+from sa_railway.cli import commit_marker
 from sa_railway.config.budget import count_processes, plan_budget
 from sa_railway.config.masking import masked
 from sa_railway.config.profile import load_profile
 from sa_railway.config.url import find_url
 from sa_railway.exc import ConfigurationError, NotReadyError
-from sa_railway.faults import classify
+from sa_railway.faults import classify, first_line
 from sa_railway.observe.progress import has_rich, shown_progress
-from sa_railway.recovery.wait import first_line, wait_for_database
+from sa_railway.recovery.wait import wait_for_database
 
 if TYPE_CHECKING:
     from sa_railway.observe.findings import Diagnosis
@@ -344,4 +345,4 @@ def _demo(options: argparse.Namespace) -> int:
     return _OK if run(quick=options.quick, as_json=options.json) else _NOT_OK
 
 
-_COMMANDS = (_add_wait, _add_doctor, _add_url, _add_budget, _add_demo)
+_COMMANDS = (_add_wait, _add_doctor, _add_url, _add_budget, commit_marker.add, _add_demo)

@@ -12,6 +12,7 @@ from sqlalchemy import URL, Engine
 from sqlalchemy.dialects import plugins
 from sqlalchemy.engine import CreateEnginePlugin
 
+from sa_railway.commit.tracking import track
 from sa_railway.config.drivers import choose_driver
 from sa_railway.config.options import complete_arguments, engine_options, sqlite_pragmas
 from sa_railway.config.profile import Profile, load_profile
@@ -24,7 +25,7 @@ __all__ = ["RailwayPlugin", "create_engine"]
 
 # SQLAlchemy would find the plugin by its entry point; this spares the search through all
 # installed distributions, and works where the package was not installed.
-plugins.register("railway", "sa_railway.engine.plugin", "RailwayPlugin")
+plugins.register("railway", "sa_railway.plugin", "RailwayPlugin")
 
 _LEADER = "railway_leader"
 _YES = ("true", "yes", "on", "y", "t", "1")  # what engine_from_config() takes for true
@@ -83,6 +84,7 @@ class RailwayPlugin(CreateEnginePlugin):
         if not self._leads:
             return
         remember_profile(engine, self._profile)
+        track(engine)
         fork.listen(engine)
         self._patience.listen(engine)
         disconnect.listen(engine, self._profile)
@@ -98,10 +100,10 @@ def _listen_if_asked(engine: Engine, profile: Profile) -> None:
         from sa_railway.engine import counting
 
         counting.listen(engine, profile)
-    if profile.resolve_commit:
-        from sa_railway.engine import commit
+    if profile.resolve_commit or profile.commit_marker:
+        from sa_railway.commit import resolver
 
-        commit.listen(engine, profile)
+        resolver.listen(engine, profile)
     if profile.leak_after is not None:
         from sa_railway.engine import leaks
 

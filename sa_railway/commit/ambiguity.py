@@ -1,13 +1,12 @@
 """Marks on the errors of all engines, for what an exception does not say by itself.
 
-A COMMIT and a ROLLBACK that are lost raise the same exception, and a statement that commits by
-itself fails like one within a transaction. Who wants to run work again must know the difference:
-what may have been committed must not be done twice. So the error is looked at where it arises.
+A lost COMMIT and a lost ROLLBACK raise the same exception, and a statement in autocommit fails like
+one within a transaction. Code that runs work again must tell them apart: what may have been
+committed must not be done twice. So each error is examined where it arises.
 """
 
 from __future__ import annotations
 
-import re
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,10 +15,10 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from sa_railway.commit.sql import effects_of, ends_transaction
 from sa_railway.engine.guard import guarded
 from sa_railway.engine.naming import engine_name
 from sa_railway.engine.profiles import fault_kinds_of
-from sa_railway.engine.statements import may_write
 from sa_railway.exc import CommitOutcomeUnknownError
 from sa_railway.faults import FaultKind, classify
 
@@ -36,10 +35,9 @@ _IN_DOUBT = "railway_in_doubt"
 _ENGINE = "railway_engine"
 _KINDS = "railway_fault_kinds"
 
-# The server has not answered, or in words that nobody knows. Any other error is its answer: it has
-# rolled back.
+# The server has not answered, or with an error that is not known. Any other error is its answer: it
+# has rolled back.
 _UNANSWERED = {FaultKind.DISCONNECT, FaultKind.CONNECT_TRANSIENT, FaultKind.PERMANENT}
-_COMMIT = re.compile(r"\bcommit\b|(?:\A|;)\s*end\b", re.IGNORECASE)
 
 
 def mark_errors() -> None:
@@ -130,9 +128,9 @@ def _may_be_committed(context: ExceptionContext) -> bool:
     if statement is None:
         # a COMMIT, a ROLLBACK or a BEGIN: only the functions it has passed through can tell
         return any(name.startswith("do_commit") for _, name in _functions(error))
-    if _COMMIT.search(statement):
+    if ends_transaction(statement) is not None:
         return True
-    return may_write(statement) and commits_by_itself(context.connection)
+    return bool(effects_of(statement).writes) and commits_by_itself(context.connection)
 
 
 def _functions(error: BaseException) -> Iterator[tuple[str, str]]:

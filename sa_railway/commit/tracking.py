@@ -1,0 +1,339 @@
+"""See what runs on a connection: SQLAlchemy's statements and those of the driver's own cursors.
+
+psycopg2 and asyncpg take a class for connections, and cursors have one, too. Ours derive from the
+classes that the caller chose, and look at each statement before it is sent. Where another library
+makes the object, as SQLAlchemy's adapter of asyncpg does, we replace its class.
+
+A connection that was made past the dialect, by ``creator`` or a ``do_connect`` listener, is not
+seen; so each of its transactions may have written. What the connection itself is not asked for is
+not seen either: a cursor that is made by a call of its class, and what lies below (``pgconn``).
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from sqlalchemy import Engine
+
+from sa_railway.commit.work import Work, is_idle, work_on
+
+__all__ = ["has_plain_commit", "track", "unseen_cursor"]
+
+_WORK = "railway_work"
+# What a driver's cursor or connection can be told to do, where it has it.
+_COMMANDS = "callproc copy copy_expert copy_from copy_to execute executemany stream".split()
+_ASYNCPG_COMMANDS = (
+    "copy_from_query copy_from_table copy_records_to_table copy_to_table cursor execute "
+    "executemany fetch fetchmany fetchrow fetchval prepare transaction"
+).split()
+# What it sets for as long as the connection lives, by no statement of the caller's.
+_ASYNCPG_SETTINGS = ("add_listener reset_type_codec set_builtin_type_codec set_type_codec").split()
+
+# Modules whose calls of asyncpg are not the application's.
+_NO_APPLICATION = ("asyncpg.", "sqlalchemy.dialects.", f"{__package__}.")
+
+
+def unseen_cursor(connection: Any, **arguments: Any) -> Any:
+    """Return a cursor of psycopg's *connection* for what is no work of the application."""
+    return connection.cursor_factory(connection, **arguments)
+
+
+def track(engine: Engine) -> None:
+    """See what runs on the connections that *engine* makes from now on."""
+    dialect: Any = engine.dialect
+    surround = _TRACKERS.get(dialect.driver)
+    # one that was given as create_engine(module=...) may be no driver at all
+    is_real = getattr(dialect.loaded_dbapi, "__name__", "") in ("psycopg", "psycopg2")
+    if surround and dialect.name == "postgresql" and (is_real or dialect.is_async):
+        dialect.connect = surround(dialect.connect, dialect.loaded_dbapi)
+
+
+def _psycopg2(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
+    extensions = dbapi.extensions
+
+    @functools.wraps(connect)
+    def tracked(*args: Any, **kwargs: Any) -> Any:
+        factory = kwargs.get("connection_factory") or extensions.connection
+        if not isinstance(factory, type):  # any callable will do for psycopg2
+            return connect(*args, **kwargs)
+        kwargs["connection_factory"] = _psycopg2_connection(factory, extensions)
+        connection = connect(*args, **kwargs)
+        connection.railway_work = Work(is_seen=True)
+        return connection
+
+    return tracked
+
+
+@functools.cache
+def _psycopg2_connection(base: Any, extensions: Any) -> Any:
+    """Return *base* with cursors that are seen, also where the caller names their class.
+
+    The class of a cursor can only be asked for. It is known at the root, after the connections of
+    psycopg2.extras and those of the application have chosen.
+    """
+    root = extensions.connection
+
+    def cursor(
+        self: Any, name: Any = None, cursor_factory: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        factory = cursor_factory or self.cursor_factory or extensions.cursor
+        if isinstance(factory, type):
+            factory = _cursor_class(factory)
+        return root.cursor(self, name, factory, *args, **kwargs)
+
+    def lobject(self: Any, *args: Any, **kwargs: Any) -> Any:
+        work_on(self).note(self, None)  # made and written without a statement
+        return base.lobject(self, *args, **kwargs)
+
+    rooted = _derive(root, __slots__=(), cursor=cursor)
+    if base is not root:  # whose own cursor(), if it has one, comes first
+        rooted = _derive(base, bases=(base, rooted))
+    return _derive(rooted, commit=_seen_commit(base), cursor=_seen_cursor(rooted), lobject=lobject)
+
+
+def _seen_cursor(base: Any) -> Callable[..., Any]:
+    """Return the ``cursor()`` of the driver's connection *base*, with every command seen."""
+    inherited = base.cursor
+
+    @functools.wraps(inherited)
+    def cursor(self: Any, *args: Any, **kwargs: Any) -> Any:
+        made = inherited(self, *args, **kwargs)
+        if not hasattr(made, "railway_base"):
+            try:
+                made.__class__ = _cursor_class(_class_of(made))
+            except TypeError:  # of a class that is not written in Python
+                work_on(self).lose_sight()
+        return made
+
+    return cursor
+
+
+def _seen_commit(base: Any) -> Callable[[Any], Any]:
+    """Return the ``commit()`` of the driver's connection *base*, which may be refused."""
+    inherited = base.commit
+
+    @functools.wraps(inherited)
+    def commit(self: Any) -> Any:
+        # SQLAlchemy's adapter of asyncpg commits without a commit() of the driver's
+        refuse_end = work_on(getattr(self, "driver_connection", self)).refuse_end
+        if refuse_end is not None:
+            refuse_end("COMMIT")
+        return inherited(self)
+
+    return commit
+
+
+def _psycopg(connect: Callable[..., Any], _dbapi: Any) -> Callable[..., Any]:
+    @functools.wraps(connect)
+    def tracked(*args: Any, **kwargs: Any) -> Any:
+        connection = connect(*args, **kwargs)
+        driver = getattr(connection, "driver_connection", connection)  # of SQLAlchemy's adapter
+        if not hasattr(driver, _WORK):  # a creator may hand out a connection once more
+            driver.__class__ = _psycopg_connection(_class_of(driver))
+        driver.railway_work = Work(is_seen=True)
+        return connection
+
+    return tracked
+
+
+@functools.cache
+def _psycopg_connection(base: Any) -> Any:
+    """Return *base* with cursors that are seen, and psycopg's own transactions."""
+    is_own = base.commit.__module__.startswith("psycopg.")
+    return _derive(
+        base,
+        railway_has_plain_commit=is_own,
+        commit=_seen_commit(base),
+        cursor=_seen_cursor(base),
+        transaction=_seen_transaction(base),
+    )
+
+
+def _seen_transaction(base: Any) -> Callable[..., Any]:
+    """Return the ``transaction()`` of psycopg's connection *base*, which commits by itself."""
+    inherited = base.transaction
+
+    @contextmanager
+    def counted(self: Any) -> Iterator[None]:
+        work = work_on(self)
+        if work.refuse_early is not None and is_idle(self):
+            work.refuse_early()
+        work.nesting += 1
+        try:
+            yield
+        finally:
+            work.nesting -= 1
+
+    if hasattr(base, "__aenter__"):
+
+        @asynccontextmanager
+        async def transaction(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+            with counted(self):
+                async with inherited(self, *args, **kwargs) as made:
+                    yield made
+
+        return transaction
+
+    @contextmanager
+    def sync_transaction(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        with counted(self), inherited(self, *args, **kwargs) as made:
+            yield made
+
+    return sync_transaction
+
+
+def has_plain_commit(connection: Any) -> bool:
+    """Return whether ``commit()`` of psycopg's *connection* would do nothing but send COMMIT."""
+    is_own = getattr(connection, "railway_has_plain_commit", False)
+    return is_own and work_on(connection).nesting == 0
+
+
+def _asyncpg(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
+    @functools.wraps(connect)
+    def tracked(*args: Any, **kwargs: Any) -> Any:
+        if "async_creator_fn" in kwargs:  # may know of no such argument
+            return connect(*args, **kwargs)
+        base = kwargs.get("connection_class") or dbapi.asyncpg.Connection
+        kwargs["connection_class"] = _asyncpg_connection(base)
+        connection = connect(*args, **kwargs)
+        connection.driver_connection.railway_work = Work(is_seen=True)
+        # The dialect chooses the adapter's class; a derived class without new slots may replace it.
+        connection.__class__ = _asyncpg_adapter(_class_of(connection))
+        return connection
+
+    return tracked
+
+
+@functools.cache
+def _asyncpg_connection(base: Any) -> Any:
+    """Return *base* with its own commands seen, but for those by which SQLAlchemy uses it."""
+
+    def seen(name: str) -> Callable[..., Any]:
+        inherited = getattr(base, name)
+
+        @functools.wraps(inherited)
+        def command(self: Any, *args: Any, **kwargs: Any) -> Any:
+            # asyncpg itself begins and ends transactions with these, and SQLAlchemy prepares
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            if not caller.startswith(_NO_APPLICATION):
+                work = work_on(self)
+                if work.refuse_early is not None and not self.is_in_transaction():
+                    work.refuse_early()
+                work.note(self, None if name.startswith("copy") else _statement(args, kwargs))
+                if name in ("cursor", "prepare"):  # executed whenever the caller likes
+                    work.lose_sight()
+            return inherited(self, *args, **kwargs)
+
+        return command
+
+    def setting(name: str) -> Callable[..., Any]:
+        inherited = getattr(base, name)
+
+        @functools.wraps(inherited)
+        def command(self: Any, *args: Any, **kwargs: Any) -> Any:
+            work_on(self).has_session_state = True
+            return inherited(self, *args, **kwargs)
+
+        return command
+
+    members: dict[str, Any] = {n: seen(n) for n in _ASYNCPG_COMMANDS if hasattr(base, n)}
+    members |= {n: setting(n) for n in _ASYNCPG_SETTINGS if hasattr(base, n)}
+    return _derive(base, **members)
+
+
+@functools.cache
+def _asyncpg_adapter(base: Any) -> Any:
+    """Return the class *base* of SQLAlchemy's adapted connections, with cursors that are seen."""
+
+    def cursor(self: Any, *args: Any, **kwargs: Any) -> Any:
+        made = base.cursor(self, *args, **kwargs)
+        made.__class__ = _asyncpg_cursor(_class_of(made))
+        return made
+
+    return _derive(base, __slots__=(), cursor=cursor, commit=_seen_commit(base))
+
+
+@functools.cache
+def _asyncpg_cursor(base: Any) -> Any:
+    def seen(name: str) -> Callable[..., Any]:
+        inherited = getattr(base, name)
+
+        @functools.wraps(inherited)
+        def command(self: Any, *args: Any, **kwargs: Any) -> Any:
+            # A private attribute, for an adapted cursor shows its connection nowhere else;
+            # tests/integration/test_tracking.py fails when it moves.
+            driver = self._connection
+            work_on(driver).note(driver, _statement(args, kwargs))
+            return inherited(self, *args, **kwargs)
+
+        return command
+
+    return _derive(base, __slots__=(), execute=seen("execute"), executemany=seen("executemany"))
+
+
+@functools.cache
+def _cursor_class(base: Any) -> Any:
+    """Return the class *base* of a driver's cursors, with every command seen."""
+    if hasattr(base, "railway_base"):
+        return base
+    writes_values = hasattr(base, "mogrify")  # psycopg2's, and ClientCursor of psycopg
+
+    def seen(name: str) -> Callable[..., Any]:
+        inherited = getattr(base, name)
+
+        @functools.wraps(inherited)
+        def command(self: Any, *args: Any, **kwargs: Any) -> Any:
+            connection = self.connection
+            work = work_on(connection)
+            statement = None if name == "callproc" else _statement(args, kwargs)
+            work.note(connection, statement, _values(name, args, kwargs) if writes_values else ())
+            if getattr(self, "withhold", False):  # a cursor that outlives the transaction
+                work.has_session_state = True
+            return inherited(self, *args, **kwargs)
+
+        return command
+
+    commands: dict[str, Any] = {name: seen(name) for name in _COMMANDS if hasattr(base, name)}
+    return _derive(base, __slots__=(), railway_base=base, **commands)
+
+
+def _class_of(value: Any) -> Any:
+    return type(value)
+
+
+def _statement(args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+    """Return the text that a command was given, by whichever name its driver has for it."""
+    names = ("query", "operation", "statement", "sql", "command")
+    return args[0] if args else next((kwargs[name] for name in names if name in kwargs), None)
+
+
+def _values(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[object]:
+    """Yield the values that the command *name* was given for its statement."""
+    names = ("vars", "vars_list", "params", "params_seq")
+    given = args[1] if args[1:] else next((kwargs[name] for name in names if name in kwargs), None)
+    rows = given if name == "executemany" and isinstance(given, list | tuple) else [given]
+    for row in rows:
+        if isinstance(row, dict):
+            yield from row.values()
+        elif isinstance(row, list | tuple):
+            yield from row
+        else:
+            yield row
+
+
+def _derive(base: Any, *, bases: tuple[Any, ...] = (), **members: Any) -> Any:
+    """Return a class like *base*, by the same name, with *members* in place of those of *base*."""
+    members |= {"__module__": base.__module__, "__qualname__": base.__qualname__}
+    return type(base)(base.__name__, bases or (base,), members)
+
+
+_TRACKERS = {
+    "psycopg2": _psycopg2,
+    "psycopg": _psycopg,
+    "psycopg_async": _psycopg,
+    "asyncpg": _asyncpg,
+}
