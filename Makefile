@@ -6,8 +6,11 @@ BIN := .venv/bin
 # two at a time: much of what the tests do is waiting for servers
 PARALLEL := -n 2 --dist worksteal
 
+MINUTES := 20
+SEED := 1
+
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint bench test-sa20 clean
+.PHONY: help test demo lint bench soak model test-sa20 clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +29,14 @@ lint: .venv/.installed  ## check style, types and the direction of imports
 
 bench: .venv/.installed  ## run all measurements
 	@for script in benchmarks/*.py; do echo "==> $$script"; $(BIN)/python $$script || exit; done
+
+soak: .venv/.installed  ## a server that fails at random for MINUTES (20) a driver, from SEED (1)
+	@for driver in psycopg2 psycopg asyncpg; do \
+	    $(BIN)/python benchmarks/soak.py $(MINUTES) $(SEED) --driver $$driver || exit; \
+	done
+
+model: .venv/.installed  ## every history of a lost COMMIT, of up to 8 events
+	$(BIN)/python tests/commit_model.py
 
 test-sa20: .venv-sa20/.installed  ## run the tests, but for e2e, on SQLAlchemy 2.0
 	.venv-sa20/bin/pytest $(PARALLEL) tests/unit tests/integration tests/chaos
