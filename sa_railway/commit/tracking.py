@@ -83,6 +83,8 @@ def _psycopg2_connection(base: Any, extensions: Any) -> Any:
         factory = cursor_factory or self.cursor_factory or extensions.cursor
         if isinstance(factory, type):
             factory = _cursor_class(factory)
+        else:  # any callable will do for psycopg2
+            work_on(self).lose_sight()
         return root.cursor(self, name, factory, *args, **kwargs)
 
     def lobject(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -90,9 +92,11 @@ def _psycopg2_connection(base: Any, extensions: Any) -> Any:
         return base.lobject(self, *args, **kwargs)
 
     rooted = _derive(root, __slots__=(), cursor=cursor)
+    members = {"commit": _seen_commit(base), "lobject": lobject}
     if base is not root:  # whose own cursor(), if it has one, comes first
         rooted = _derive(base, bases=(base, rooted))
-    return _derive(rooted, commit=_seen_commit(base), cursor=_seen_cursor(rooted), lobject=lobject)
+        members["cursor"] = _seen_cursor(rooted)
+    return _derive(rooted, bases=(rooted,), **members)
 
 
 def _seen_cursor(base: Any) -> Callable[..., Any]:
@@ -223,7 +227,10 @@ def _asyncpg_connection(base: Any) -> Any:
                 work = work_on(self)
                 if work.refuse_early is not None and not self.is_in_transaction():
                     work.refuse_early()
-                work.note(self, None if name.startswith("copy") else _statement(args, kwargs))
+                work.note(
+                    self,
+                    None if name.startswith("copy") else args[0] if args else _statement(kwargs),
+                )
                 if name in ("cursor", "prepare"):  # executed whenever the caller likes
                     work.lose_sight()
             return inherited(self, *args, **kwargs)
@@ -267,7 +274,7 @@ def _asyncpg_cursor(base: Any) -> Any:
             # A private attribute, for an adapted cursor shows its connection nowhere else;
             # tests/integration/test_tracking.py fails when it moves.
             driver = self._connection
-            work_on(driver).note(driver, _statement(args, kwargs))
+            work_on(driver).note(driver, args[0] if args else _statement(kwargs))
             return inherited(self, *args, **kwargs)
 
         return command
@@ -284,13 +291,17 @@ def _cursor_class(base: Any) -> Any:
 
     def seen(name: str) -> Callable[..., Any]:
         inherited = getattr(base, name)
+        is_call = name == "callproc"
 
         @functools.wraps(inherited)
         def command(self: Any, *args: Any, **kwargs: Any) -> Any:
             connection = self.connection
             work = work_on(connection)
-            statement = None if name == "callproc" else _statement(args, kwargs)
-            work.note(connection, statement, _values(name, args, kwargs) if writes_values else ())
+            statement = None if is_call else args[0] if args else _statement(kwargs)
+            values: Any = ()
+            if writes_values and (args[1:] or kwargs):
+                values = _values(name, args, kwargs)
+            work.note(connection, statement, values)
             if getattr(self, "withhold", False):  # a cursor that outlives the transaction
                 work.has_session_state = True
             return inherited(self, *args, **kwargs)
@@ -305,10 +316,10 @@ def _class_of(value: Any) -> Any:
     return type(value)
 
 
-def _statement(args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+def _statement(kwargs: dict[str, Any]) -> object:
     """Return the text that a command was given, by whichever name its driver has for it."""
     names = ("query", "operation", "statement", "sql", "command")
-    return args[0] if args else next((kwargs[name] for name in names if name in kwargs), None)
+    return next((kwargs[name] for name in names if name in kwargs), None)
 
 
 def _values(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[object]:

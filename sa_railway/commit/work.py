@@ -73,7 +73,7 @@ class Work:
             self.end_transaction()  # what wrote was rolled back
         self.is_noted = True
         writes, keeps_session = effects_of(statement)
-        if writes is not Writes.YES and not all(map(_is_constant, values)):
+        if values and writes is not Writes.YES and not all(map(_is_constant, values)):
             writes, keeps_session = Writes.MAYBE, False
         if writes > self.writes:
             self.writes = writes
@@ -99,8 +99,8 @@ class Work:
 
 def work_on(driver_connection: Any) -> Work:
     """Return what has run on *driver_connection*; one that is not seen may have done anything."""
-    work = getattr(driver_connection, "railway_work", None)
-    return work if isinstance(work, Work) else Work(is_seen=False)
+    work: Work | None = getattr(driver_connection, "railway_work", None)
+    return work or Work(is_seen=False)
 
 
 def is_idle(connection: Any) -> bool:

@@ -116,7 +116,9 @@ def is_refused(act, *args):
 def _schema(postgres):
     engine = sqlalchemy.create_engine(postgres.url)
     with engine.begin() as connection:
-        connection.exec_driver_sql("DROP TYPE IF EXISTS pair; CREATE TYPE pair AS (a int, b int)")
+        connection.exec_driver_sql(
+            "DROP TYPE IF EXISTS two_numbers; CREATE TYPE two_numbers AS (a int, b int)"
+        )
     engine.dispose()
 
 
@@ -127,10 +129,10 @@ def use_as_context(driver):
 
 
 def register_types(driver):
-    extras.register_composite("pair", driver)
+    extras.register_composite("two_numbers", driver)
     extras.register_default_jsonb(driver, loads=lambda _: "json")
     cursor = driver.cursor()
-    cursor.execute("SELECT ROW(1, 2)::pair, '{}'::jsonb")
+    cursor.execute("SELECT ROW(1, 2)::two_numbers, '{}'::jsonb")
     return [str(value) for value in cursor.fetchone()]
 
 
@@ -155,7 +157,7 @@ def nest_with_psycopg(driver):
     with driver.transaction(), driver.transaction(), driver.cursor() as cursor:
         cursor.execute("CREATE TABLE never (n int)")
         raise psycopg.Rollback
-    return TypeInfo.fetch(driver, "pair").name, is_idle(driver)
+    return TypeInfo.fetch(driver, "two_numbers").name, is_idle(driver)
 
 
 async def hear_with_asyncpg(driver):
