@@ -298,10 +298,8 @@ def _cursor_class(base: Any) -> Any:
             connection = self.connection
             work = work_on(connection)
             statement = None if is_call else args[0] if args else _statement(kwargs)
-            values: Any = ()
-            if writes_values and (args[1:] or kwargs):
-                values = _values(name, args, kwargs)
-            work.note(connection, statement, values)
+            has_values = writes_values and (kwargs or (len(args) > 1 and args[1]))
+            work.note(connection, statement, _values(name, args, kwargs) if has_values else ())
             if getattr(self, "withhold", False):  # a cursor that outlives the transaction
                 work.has_session_state = True
             return inherited(self, *args, **kwargs)
