@@ -10,14 +10,13 @@ function is taken for what it looks like.
 from __future__ import annotations
 
 import enum
-import functools
 import hashlib
 import itertools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["Effects", "Writes", "effects_of", "ends_transaction"]
+__all__ = ["READS", "Effects", "Writes", "effects_of", "ends_transaction", "remembered"]
 
 
 class Writes(enum.IntEnum):
@@ -41,6 +40,7 @@ class Effects(NamedTuple):
     keeps_session: bool
 
 
+READS = Effects(Writes.NO, keeps_session=True)
 _UNPROVED = Effects(Writes.MAYBE, keeps_session=False)
 
 # Beyond the first length a text is remembered by its digest, beyond the second it is not looked at.
@@ -58,27 +58,25 @@ def effects_of(statement: object) -> Effects:
     """
     if type(statement) is not str:
         return _UNPROVED
-    if len(statement) <= _SHORT:
-        return _remembered(statement)
     if len(statement) > _LONG:
         return _UNPROVED._replace(writes=_by_first_word(statement[:_SHORT]))
-    digest = hashlib.blake2b(statement.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    effects = _by_digest.get(digest)
+    key = statement if len(statement) <= _SHORT else _digest(statement)
+    effects = remembered.get(key)
     if effects is None:
         effects = _examine(statement)
-        if len(_by_digest) >= _REMEMBERED:
-            _by_digest.clear()
-        _by_digest[digest] = effects
+        if len(remembered) >= _REMEMBERED:
+            remembered.clear()
+        remembered[key] = READS if effects == READS else effects
     return effects
 
 
-_REMEMBERED = 512
-_by_digest: dict[bytes, Effects] = {}
+_REMEMBERED = 1_024
+# What is known of texts, by themselves or by their digests; READS is the one object of that value.
+remembered: dict[str | bytes, Effects] = {}
 
 
-@functools.lru_cache(maxsize=_REMEMBERED)
-def _remembered(statement: str) -> Effects:
-    return _examine(statement)
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _by_first_word(text: str) -> Writes:
@@ -286,7 +284,7 @@ def _examine(text: str) -> Effects:
     """Join what the statements of *text* do; more than one of them prove nothing together."""
     statements = list(_statements(text))
     if not statements:
-        return Effects(Writes.NO, keeps_session=True)  # an empty text, as some drivers ping with
+        return READS  # an empty text, as some drivers ping with
     if any(_DOUBTFUL in tokens for tokens in statements):
         first = next((token.text for token in statements[0] if token.is_word), "")
         return _UNPROVED._replace(writes=Writes.YES if first in _WRITERS else Writes.MAYBE)

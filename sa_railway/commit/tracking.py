@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from sqlalchemy import Engine
+from sqlalchemy.engine.default import DefaultDialect
 
 from sa_railway.commit.work import Work, is_idle, work_on
 
@@ -39,7 +40,8 @@ _NO_APPLICATION = ("asyncpg.", "sqlalchemy.dialects.", f"{__package__}.")
 
 def unseen_cursor(connection: Any, **arguments: Any) -> Any:
     """Return a cursor of psycopg's *connection* for what is no work of the application."""
-    return connection.cursor_factory(connection, **arguments)
+    factory = connection.cursor_factory
+    return getattr(factory, "railway_base", factory)(connection, **arguments)
 
 
 def track(engine: Engine) -> None:
@@ -58,10 +60,10 @@ def _psycopg2(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
     @functools.wraps(connect)
     def tracked(*args: Any, **kwargs: Any) -> Any:
         factory = kwargs.get("connection_factory") or extensions.connection
-        if not isinstance(factory, type):  # any callable will do for psycopg2
+        seen = _seen_or_none(_psycopg2_connection, factory, extensions)
+        if seen is None:
             return connect(*args, **kwargs)
-        kwargs["connection_factory"] = _psycopg2_connection(factory, extensions)
-        connection = connect(*args, **kwargs)
+        connection = connect(*args, **{**kwargs, "connection_factory": seen})
         connection.railway_work = Work(is_seen=True)
         return connection
 
@@ -76,15 +78,19 @@ def _psycopg2_connection(base: Any, extensions: Any) -> Any:
     psycopg2.extras and those of the application have chosen.
     """
     root = extensions.connection
+    usual = _cursor_class(extensions.cursor)
 
     def cursor(
         self: Any, name: Any = None, cursor_factory: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        factory = cursor_factory or self.cursor_factory or extensions.cursor
-        if isinstance(factory, type):
-            factory = _cursor_class(factory)
-        else:  # any callable will do for psycopg2
-            work_on(self).lose_sight()
+        factory = cursor_factory or self.cursor_factory
+        if factory is None:
+            factory = usual
+        else:
+            seen = _seen_or_none(_cursor_class, factory)
+            if seen is None:
+                work_on(self).lose_sight()
+            factory = seen or factory
         return root.cursor(self, name, factory, *args, **kwargs)
 
     def lobject(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -107,9 +113,10 @@ def _seen_cursor(base: Any) -> Callable[..., Any]:
     def cursor(self: Any, *args: Any, **kwargs: Any) -> Any:
         made = inherited(self, *args, **kwargs)
         if not hasattr(made, "railway_base"):
+            seen = _seen_or_none(_cursor_class, _class_of(made))
             try:
-                made.__class__ = _cursor_class(_class_of(made))
-            except TypeError:  # of a class that is not written in Python
+                made.__class__ = seen
+            except TypeError:  # it is None, or the class is not written in Python
                 work_on(self).lose_sight()
         return made
 
@@ -131,13 +138,27 @@ def _seen_commit(base: Any) -> Callable[[Any], Any]:
     return commit
 
 
-def _psycopg(connect: Callable[..., Any], _dbapi: Any) -> Callable[..., Any]:
+def _psycopg(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
+    # A connection that is made of our class costs each statement less than one whose class is
+    # replaced. Where another library has replaced connect(), that comes first.
+    is_default = getattr(connect, "__func__", None) is DefaultDialect.connect
+
     @functools.wraps(connect)
     def tracked(*args: Any, **kwargs: Any) -> Any:
-        connection = connect(*args, **kwargs)
+        if is_default and dbapi.connect == dbapi.Connection.connect:
+            connection = _psycopg_connection(dbapi.Connection).connect(*args, **kwargs)
+        else:
+            connection = connect(*args, **kwargs)
         driver = getattr(connection, "driver_connection", connection)  # of SQLAlchemy's adapter
         if not hasattr(driver, _WORK):  # a creator may hand out a connection once more
-            driver.__class__ = _psycopg_connection(_class_of(driver))
+            if not hasattr(driver, "railway_has_plain_commit"):
+                seen = _seen_or_none(_psycopg_connection, _class_of(driver))
+                if seen is None:
+                    return connection
+                driver.__class__ = seen
+            for name in ("cursor_factory", "server_cursor_factory"):
+                factory = getattr(driver, name)
+                setattr(driver, name, _seen_or_none(_cursor_class, factory) or factory)
         driver.railway_work = Work(is_seen=True)
         return connection
 
@@ -202,8 +223,10 @@ def _asyncpg(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
         if "async_creator_fn" in kwargs:  # may know of no such argument
             return connect(*args, **kwargs)
         base = kwargs.get("connection_class") or dbapi.asyncpg.Connection
-        kwargs["connection_class"] = _asyncpg_connection(base)
-        connection = connect(*args, **kwargs)
+        seen = _seen_or_none(_asyncpg_connection, base)
+        if seen is None:
+            return connect(*args, **kwargs)
+        connection = connect(*args, **{**kwargs, "connection_class": seen})
         connection.driver_connection.railway_work = Work(is_seen=True)
         # The dialect chooses the adapter's class; a derived class without new slots may replace it.
         connection.__class__ = _asyncpg_adapter(_class_of(connection))
@@ -288,6 +311,7 @@ def _cursor_class(base: Any) -> Any:
     if hasattr(base, "railway_base"):
         return base
     writes_values = hasattr(base, "mogrify")  # psycopg2's, and ClientCursor of psycopg
+    may_outlive = hasattr(base, "withhold")
 
     def seen(name: str) -> Callable[..., Any]:
         inherited = getattr(base, name)
@@ -296,11 +320,13 @@ def _cursor_class(base: Any) -> Any:
         @functools.wraps(inherited)
         def command(self: Any, *args: Any, **kwargs: Any) -> Any:
             connection = self.connection
-            work = work_on(connection)
             statement = None if is_call else args[0] if args else _statement(kwargs)
-            has_values = writes_values and (kwargs or (len(args) > 1 and args[1]))
-            work.note(connection, statement, _values(name, args, kwargs) if has_values else ())
-            if getattr(self, "withhold", False):  # a cursor that outlives the transaction
+            values: Any = ()
+            if writes_values and (kwargs or (len(args) > 1 and args[1])):
+                values = _values(name, args, kwargs)
+            work = getattr(connection, _WORK, None) or Work(is_seen=False)
+            work.note(connection, statement, values)
+            if may_outlive and self.withhold:  # WITH HOLD, a cursor that outlives the transaction
                 work.has_session_state = True
             return inherited(self, *args, **kwargs)
 
@@ -308,6 +334,14 @@ def _cursor_class(base: Any) -> Any:
 
     commands: dict[str, Any] = {name: seen(name) for name in _COMMANDS if hasattr(base, name)}
     return _derive(base, __slots__=(), railway_base=base, **commands)
+
+
+def _seen_or_none(derive: Callable[..., Any], base: Any, *args: Any) -> Any:
+    """Return what *derive* makes of the class *base*; None if that is none, or lets none derive."""
+    try:
+        return derive(base, *args) if isinstance(base, type) else None
+    except Exception:  # noqa: BLE001 - whatever the application's own class or metaclass raises
+        return None
 
 
 def _class_of(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from sa_railway.commit.decision import Server
-from sa_railway.commit.sql import Writes, effects_of, ends_transaction
+from sa_railway.commit.sql import READS, Writes, effects_of, ends_transaction, remembered
 
 __all__ = ["Work", "is_idle", "work_on"]
 
@@ -60,6 +60,14 @@ class Work:
             statement: what it was given; None is anything.
             values: what the driver will write into the text.
         """
+        if (
+            # what an application mostly executes: a text that was proved harmless before
+            statement.__class__ is str
+            and remembered.get(statement) is READS
+            and not (self.writes or values or self.refuse_early or self.refuse_end)
+        ):
+            self.is_noted = True
+            return
         if self.refuse_early is not None and getattr(connection, "autocommit", False) is True:
             self.refuse_early()
         if self.refuse_end is not None:

@@ -48,6 +48,30 @@ class Bypassing(psycopg2.extensions.connection):
         return psycopg2.extensions.connection.cursor(self, *args, **kwargs)
 
 
+class Final:
+    """Lets no class derive from those that derive from it."""
+
+    def __init_subclass__(cls, **kwargs):
+        if any(Final in base.__mro__[1:] for base in cls.__bases__):
+            raise RuntimeError(f"{cls.__name__} is final")
+
+
+class FinalConnection(Final, psycopg2.extensions.connection):
+    pass
+
+
+class FinalCursor(Final, psycopg2.extensions.cursor):
+    pass
+
+
+class FinalPsycopgCursor(Final, psycopg.Cursor):
+    pass
+
+
+class FinalAsyncpg(Final, asyncpg.Connection):
+    pass
+
+
 class Mine(asyncpg.Connection):
     async def fetchval(self, *args, **kwargs):
         return "mine", await super().fetchval(*args, **kwargs)
@@ -64,6 +88,9 @@ class Mine(asyncpg.Connection):
         ("psycopg2", {"connection_factory": lambda *args, **kw: Working(*args, **kw)}, False),
         ("psycopg2", {"cursor_factory": extras.DictCursor}, True),
         ("psycopg2", {"cursor_factory": extras.NamedTupleCursor}, True),
+        ("psycopg2", {"connection_factory": FinalConnection}, False),
+        ("psycopg2", {"cursor_factory": FinalCursor}, False),
+        ("psycopg", {"cursor_factory": FinalPsycopgCursor}, False),
         ("psycopg", {"cursor_factory": psycopg.ClientCursor}, True),
         ("psycopg_async", {"cursor_factory": psycopg.AsyncClientCursor}, True),
     ],
@@ -81,7 +108,7 @@ def test_the_factories_of_an_application_give_what_they_give_without_us(
         work = work_on(raw)
         return work.is_seen, [
             *(type(row).__name__, list(row), getattr(row, "one", None), caplog.messages),
-            *(type(raw).__name__, type(raw).__module__, raw.cursor_factory),
+            *(type(raw).__name__, type(raw).__module__, name_of(raw.cursor_factory)),
             *(type(cursor).__qualname__, type(cursor).__module__, type(named).__name__),
             *(
                 isinstance(raw, factory)
@@ -96,15 +123,27 @@ def test_the_factories_of_an_application_give_what_they_give_without_us(
     assert using(postgres, driver, check, **arguments) == (is_seen, without)
 
 
-def test_a_connection_class_for_asyncpg_stays_in_use(postgres):
+@pytest.mark.parametrize(
+    ("chosen", "is_seen", "answer"), [(Mine, True, ("mine", 1)), (FinalAsyncpg, False, 1)]
+)
+def test_a_connection_class_for_asyncpg_stays_in_use(postgres, chosen, is_seen, answer):
     def check(connection):
         raw = driver_of(connection)
-        return type(raw).__name__, isinstance(raw, Mine), await_only(raw.fetchval("SELECT 1"))
+        return (
+            *(type(raw).__name__, isinstance(raw, chosen), work_on(raw).is_seen),
+            await_only(raw.fetchval("SELECT 1")),
+        )
 
-    assert using(postgres, "asyncpg", check, connect_args={"connection_class": Mine}) == (
-        *("Mine", True),
-        ("mine", 1),
+    arguments = {"connect_args": {"connection_class": chosen}}
+    assert using(postgres, "asyncpg", check, **arguments) == (
+        *(chosen.__name__, True, is_seen),
+        answer,
     )
+
+
+def name_of(factory):
+    """Return what a class of cursors is called; ours are called as those they derive from."""
+    return getattr(factory, "__qualname__", factory)
 
 
 def is_refused(act, *args):
@@ -175,7 +214,10 @@ PROBES = [
     ("psycopg2", register_types),
     ("psycopg2", hear_with_psycopg2),
     ("psycopg2", lambda d: d.cursor().mogrify("SELECT %s", ("a",))),
-    ("psycopg", lambda d: (weakref.ref(d)() is d, d.cursor_factory, type(d.cursor()).__name__)),
+    (
+        "psycopg",
+        lambda d: (weakref.ref(d)() is d, name_of(d.cursor_factory), type(d.cursor()).__name__),
+    ),
     ("psycopg", lambda d: (is_refused(pickle.dumps, d), is_refused(pickle.dumps, d.cursor()))),
     ("psycopg", hear_with_psycopg),
     ("psycopg", nest_with_psycopg),

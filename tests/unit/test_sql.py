@@ -328,14 +328,15 @@ def test_what_only_looks_like_an_end_of_the_transaction_is_none(statement):
 
 @pytest.fixture
 def examined(monkeypatch):
-    """The lengths of the texts that were looked at, beginning with caches that are empty."""
+    """The lengths of the texts that were looked at, beginning with nothing remembered."""
     lengths = []
     tokens = sql._tokens
     monkeypatch.setattr(sql, "_tokens", lambda text: lengths.append(len(text)) or tokens(text))
-    monkeypatch.setattr(sql, "_by_digest", {})
-    sql._remembered.cache_clear()
+    before = dict(sql.remembered)
+    sql.remembered.clear()
     yield lengths
-    sql._remembered.cache_clear()
+    sql.remembered.clear()
+    sql.remembered.update(before)
 
 
 def literal_of(length, start="SELECT '"):
@@ -345,27 +346,24 @@ def literal_of(length, start="SELECT '"):
 def test_a_short_text_is_examined_once_and_kept(examined):
     assert [effects_of(literal_of(4_096)).writes for _ in range(3)] == [Writes.NO] * 3
     assert examined == [4_096]
-    assert sql._remembered.cache_info()[:4] == (2, 1, 512, 1)
-    assert sql._by_digest == {}
+    assert list(sql.remembered) == [literal_of(4_096)]
 
 
 def test_a_longer_text_is_examined_once_and_only_its_digest_kept(examined):
     assert [effects_of(literal_of(n)).writes for n in (4_097, 65_536) * 2] == [Writes.NO] * 4
     assert examined == [4_097, 65_536]
-    assert sql._remembered.cache_info().currsize == 0
-    assert [len(key) for key in sql._by_digest] == [16, 16]
+    assert [len(key) for key in sql.remembered] == [16, 16]
 
 
 def test_of_an_enormous_text_only_the_first_word_is_looked_for(examined):
     assert effects_of(literal_of(65_537)) == Effects(Writes.MAYBE, keeps_session=False)
     assert effects_of(literal_of(10**6, "/**/ INSERT INTO t VALUES ('")).writes is Writes.YES
     assert examined == [4_096, 4_096]
-    assert sql._remembered.cache_info().currsize == 0
-    assert sql._by_digest == {}
+    assert sql.remembered == {}
 
 
-def test_the_memory_for_longer_texts_is_bounded(examined):
-    for n in range(600):
-        effects_of(literal_of(5_000 + n))
+def test_no_more_than_1024_texts_are_remembered(examined):
+    for n in range(1_100):
+        effects_of(literal_of(4_000 + n))
 
-    assert len(sql._by_digest) == 600 - 512
+    assert len(sql.remembered) == 1_100 - 1_024
