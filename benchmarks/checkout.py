@@ -1,6 +1,6 @@
 """What a checkout costs: no check, SQLAlchemy's pre-ping, and sa_railway, in one run.
 
-    python benchmarks/checkout.py [--rounds 30]
+    python benchmarks/checkout.py [--rounds 30] [--write]
     python benchmarks/checkout.py --instructions
 
 Prints the median time of a checkout with its checkin, as a ratio to an engine with no check at all,
@@ -25,6 +25,7 @@ from collections.abc import Callable
 from itertools import product
 
 import sqlalchemy
+from documents import put
 from sqlalchemy import URL, Engine, text
 
 import sa_railway
@@ -103,41 +104,50 @@ def call(url: str, kind: str, work: str, calls: str) -> None:
         WORK[work](engine)
 
 
-def report(title: str, medians: dict[str, float]) -> None:
-    base = medians["no check"]
-    cells = "  ".join(f"{kind} {value / base:6.2f}" for kind, value in medians.items())
-    print(f"{title:<42} {cells}   ({base * 1e6:.1f} us without a check)", flush=True)
+def row(title: str, values: dict[str, float]) -> str:
+    """Return a row of the table: the *values* as ratios to the first one."""
+    base = values["no check"]
+    cells = f"| {title} | {' | '.join(f'{value / base:.2f}' for value in values.values())} |"
+    print(cells, flush=True)
+    return cells
+
+
+HEAD = ["| | no check | `pool_pre_ping` | `sa_railway` |", "|---|---|---|---|"]
 
 
 def count_all() -> None:
+    print(*HEAD, sep="\n")
     with TemporaryPostgres() as server:
         for driver, work in product(DRIVERS, WORK):
-            counts = {kind: count(server.url_for(driver), kind, work) for kind in KINDS}
-            base = counts["no check"]
-            cells = "  ".join(f"{kind} {value / base:6.2f}" for kind, value in counts.items())
-            print(f"{driver}, {work:<30} {cells}   ({base:,.0f} instructions without a check)")
+            url = server.url_for(driver)
+            row(f"{driver}, {work}", {kind: count(url, kind, work) for kind in KINDS})
 
 
-def measure_all(rounds: int) -> None:
+def measure_all(rounds: int) -> list[str]:
+    rows = list(HEAD)
+    print(*HEAD, sep="\n")
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[1:] or cores)
     with TemporaryPostgres() as server:
         os.sched_setaffinity(0, cores[:1])
         for driver in DRIVERS:
             url = server.url_for(driver)
-            report(f"{driver}, checkout", measure(url, checkout, rounds, 500))
-            report(f"{driver}, SELECT 1", measure(url, checkout_and_query, rounds, 300))
+            rows.append(row(f"{driver}, checkout", measure(url, checkout, rounds, 500)))
+            rows.append(row(f"{driver}, SELECT 1", measure(url, checkout_and_query, rounds, 300)))
             with ChaosProxy(url) as proxy, proxy.latency(0.001):
-                report(f"{driver} + 2 ms, checkout", measure(proxy.url, checkout, rounds, 100))
-                report(
-                    f"{driver} + 2 ms, SELECT 1", measure(proxy.url, checkout_and_query, rounds, 5)
+                slow = f"{driver} + 2 ms, "
+                rows.append(row(f"{slow}checkout", measure(proxy.url, checkout, rounds, 100)))
+                rows.append(
+                    row(f"{slow}SELECT 1", measure(proxy.url, checkout_and_query, rounds, 5))
                 )
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--instructions", action="store_true", help="count, with Valgrind")
+    parser.add_argument("--write", action="store_true", help="update README.md")
     parser.add_argument("--call", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.call:
@@ -145,7 +155,9 @@ def main() -> None:
     elif arguments.instructions:
         count_all()
     else:
-        measure_all(arguments.rounds)
+        rows = measure_all(arguments.rounds)
+        if arguments.write:
+            put("checkout", "\n".join(rows), "README.md")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import re
 import statistics
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy
+from documents import put
 from sqlalchemy import URL, text
 
 import sa_railway
@@ -32,7 +31,6 @@ STATEMENTS = {
 DRIVERS = ("psycopg2", "psycopg", "asyncpg")
 WARM_UP = 8  # psycopg prepares a statement at its sixth use
 CALLS = 20
-DOCUMENTS = ("docs/transactions.md", "README.md")
 
 Call = Callable[[], Awaitable[None]]
 
@@ -116,19 +114,6 @@ async def dispose(used: dict[str, tuple[Any, Call]]) -> None:
             await result
 
 
-def write(table: str) -> None:
-    """Put *table* between the marks in the documents."""
-    for name in DOCUMENTS:
-        path = Path(__file__).parents[1] / name
-        found = re.sub(
-            r"(<!-- cost -->\n).*?(<!-- /cost -->)",
-            lambda match: f"{match[1]}{table}\n{match[2]}",
-            path.read_text(),
-            flags=re.DOTALL,
-        )
-        path.write_text(found)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
@@ -149,7 +134,7 @@ def main() -> None:
                 rows.append(asyncio.run(measure(driver, url, kind, options.rounds)))
                 print(rows[-1], flush=True)
     if options.write:
-        write("\n".join(rows))
+        put("cost", "\n".join(rows), "docs/transactions.md", "README.md")
 
 
 if __name__ == "__main__":

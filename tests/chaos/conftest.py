@@ -1,4 +1,7 @@
-"""A server that speaks TLS, also where PostgreSQL was built without it."""
+"""What the chaos tests share: what became of lost COMMITs, and a server that speaks TLS.
+
+That one speaks it also where PostgreSQL was built without.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
+from sa_railway import events
+from sa_railway.commit.decision import Outcome
 from sa_railway.testing import TemporaryPostgres
 
 # Made for this test; they guard nothing.
@@ -101,3 +106,17 @@ def encrypting_url(postgres: TemporaryPostgres, tmp_path: Path) -> Iterator[URL]
     front = TlsFront(context, ("127.0.0.1", postgres.port))
     yield postgres.url.set(port=front.port).update_query_dict({"sslmode": "require"})
     front.close()
+
+
+@pytest.fixture
+def outcomes() -> Iterator[list[Outcome]]:
+    """What became of the COMMITs whose answers were lost, in their order."""
+    found: list[Outcome] = []
+
+    def note(event: events.Event) -> None:
+        if isinstance(event, events.CommitResolved):
+            found.append(event.outcome)
+
+    unsubscribe = events.subscribe(note)
+    yield found
+    unsubscribe()

@@ -17,7 +17,6 @@ from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import NullPool
 
 import sa_railway
-from sa_railway import events
 from sa_railway.commit import status
 from sa_railway.commit.decision import Outcome
 from sa_railway.commit.marker_schema import create_sql
@@ -33,16 +32,6 @@ UNDONE = (
     "sa_railway: the transaction was rolled back and has changed nothing; "
     "it can safely be run again"
 )
-
-
-@pytest.fixture
-def outcomes():
-    found = []
-    unsubscribe = events.subscribe(
-        lambda event: isinstance(event, events.CommitResolved) and found.append(event.outcome)
-    )
-    yield found
-    unsubscribe()
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only
 
 import sa_railway
-from sa_railway import events, run_transaction
+from sa_railway import run_transaction
 from sa_railway.asyncio import run_transaction as run_async_transaction
 from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError
 from sa_railway.testing import ChaosProxy
@@ -152,16 +152,6 @@ def until(condition, seconds=20):
     while not condition():
         assert time.monotonic() < deadline, "the condition is still false"
         threading.Event().wait(0.01)
-
-
-@pytest.fixture
-def outcomes():
-    found = []
-    unsubscribe = events.subscribe(
-        lambda event: isinstance(event, events.CommitResolved) and found.append(event.outcome)
-    )
-    yield found
-    unsubscribe()
 
 
 class Admin:

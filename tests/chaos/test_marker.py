@@ -11,7 +11,6 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.pool import NullPool
 
 import sa_railway
-from sa_railway import events
 from sa_railway.commit import marker
 from sa_railway.commit.decision import Outcome
 from sa_railway.commit.marker_schema import create_sql, drop_sql
@@ -25,16 +24,6 @@ CUTS = {
     "after": ({"after": "COMMIT"}, "committed"),
     "answer": ({"before": "CommandComplete", "of": "COMMIT"}, "committed"),
 }
-
-
-@pytest.fixture
-def outcomes():
-    found = []
-    unsubscribe = events.subscribe(
-        lambda event: isinstance(event, events.CommitResolved) and found.append(event.outcome)
-    )
-    yield found
-    unsubscribe()
 
 
 def prepare(server, *, with_table=True):
