@@ -16,6 +16,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from sa_railway.commit.harmless import HARMLESS, HARMLESS_AFTER
+
 __all__ = ["READS", "Effects", "Writes", "effects_of", "ends_transaction", "remembered"]
 
 
@@ -231,54 +233,6 @@ _CHANGES = frozenset("delete insert merge update".split())
 # of a transaction, or of nothing at all; SET without one of these lasts as long as the session
 _SET_LOCALLY = frozenset("constraints local transaction".split())
 
-# What stands before a parenthesis and calls nothing that writes. Any other word may be a function
-# of the application's; these are not, as nothing else can be called by an unquoted reserved word.
-_HARMLESS = frozenset(
-    # reserved words
-    "all and any array as asc case cast desc distinct do else except for from group having in "
-    "intersect lateral limit not offset on only or order returning select some symmetric then to "
-    "union using when where window with "
-    # those that are functions or types by the grammar, and types with a modifier
-    "between bit char character coalesce decimal exists extract float greatest grouping interval "
-    "least nullif numeric overlay position precision row substring time timestamp trim values "
-    "varchar bpchar timestamptz varbit "
-    # aggregates and window functions
-    "array_agg avg bool_and bool_or count cume_dist dense_rank every first_value json_agg "
-    "json_object_agg jsonb_agg jsonb_object_agg lag last_value lead max min mode nth_value "
-    "ntile percent_rank percentile_cont percentile_disc rank row_number stddev string_agg sum "
-    "variance "
-    # scalars
-    "abs age array_length array_position array_to_string btrim cardinality ceil ceiling "
-    "char_length character_length clock_timestamp concat concat_ws current_database "
-    "current_schema current_setting date date_bin date_part date_trunc div exp floor format "
-    "format_type gen_random_uuid generate_series generate_subscripts initcap "
-    "json_array_elements json_build_object json_extract_path_text jsonb_array_elements "
-    "jsonb_array_length jsonb_build_array jsonb_build_object jsonb_extract_path "
-    "jsonb_extract_path_text jsonb_path_exists jsonb_path_query jsonb_typeof justify_interval "
-    "left length like ln log lower lpad ltrim make_date make_interval make_timestamp md5 mod "
-    "now num_nonnulls num_nulls obj_description octet_length overlaps pg_backend_pid "
-    "pg_collation_is_visible pg_get_constraintdef pg_get_expr pg_get_indexdef "
-    "pg_get_serial_sequence pg_get_viewdef pg_is_in_recovery pg_table_is_visible "
-    "pg_type_is_visible plainto_tsquery power quote_ident quote_literal random "
-    "regexp_match regexp_matches regexp_replace repeat replace reverse right round row_to_json "
-    "rpad rtrim sign similarity split_part sqrt starts_with statement_timestamp string_to_array "
-    "strpos substr timezone to_char to_date to_json to_jsonb to_number to_timestamp "
-    "to_tsquery to_tsvector transaction_timestamp translate trunc ts_rank ts_rank_cd "
-    "unnest upper version websearch_to_tsquery width_bucket".split()
-)
-# Words that a function may have for its name, and what shows, right before them, that it is none.
-_HARMLESS_AFTER = {
-    "by": frozenset(["group", "order", "partition"]),
-    "filter": frozenset([")"]),
-    "first": frozenset(["fetch"]),
-    "ilike": frozenset([")", '"']),
-    "join": frozenset([")", '"', *"cross full inner left natural outer right".split()]),
-    "next": frozenset(["fetch"]),
-    "over": frozenset([")"]),
-    "sets": frozenset(["grouping"]),
-    "varying": frozenset(["bit", "char", "character"]),
-}
-
 
 def _examine(text: str) -> Effects:
     """Join what the statements of *text* do; more than one of them prove nothing together."""
@@ -341,17 +295,17 @@ def _is_harmless(tokens: list[_Token], at: int) -> bool:
         return name not in (_NAME, _STRING, _PARAMETER) or _is_table(tokens, at)
     if second.text == "." and third != _Token("pg_catalog", is_word=True):
         return _is_table(tokens, at)
-    if name.text in _HARMLESS or _is_table(tokens, at):
+    if name.text in HARMLESS or _is_table(tokens, at):
         return True
     if tokens[at + 1 : at + 2] == [_Token("select", is_word=True)]:
         return True  # a subquery, which is an argument only in parentheses
     if name.text == "conflict":
         return second.text == "on" and tokens[0].text == "insert"
-    if second.text in _HARMLESS_AFTER.get(name.text, ()):
+    if second.text in HARMLESS_AFTER.get(name.text, ()):
         return True
     # t.name ILIKE (...), FROM t JOIN (...)
     is_operand = (
-        second.is_word and second.text not in _HARMLESS and third.text in (".", "as", "from")
+        second.is_word and second.text not in HARMLESS and third.text in (".", "as", "from")
     )
     return is_operand and name.text in ("ilike", "join")
 

@@ -5,7 +5,7 @@ import random
 import psycopg2
 import pytest
 
-from sa_railway.commit import sql
+from sa_railway.commit.harmless import HARMLESS
 from sa_railway.commit.sql import Writes, effects_of
 
 FUNCTION = (
@@ -204,8 +204,8 @@ def test_every_harmless_word_is_reserved_or_a_function_of_postgresql_that_does_n
             " WHERE pronamespace = 'pg_catalog'::regnamespace GROUP BY proname"
         )
         is_volatile = dict(cursor.fetchall())
-    unknown = sql._HARMLESS - reserved - set(is_volatile)
-    volatile = {word for word in sql._HARMLESS - reserved if is_volatile.get(word)}
+    unknown = HARMLESS - reserved - set(is_volatile)
+    volatile = {word for word in HARMLESS - reserved if is_volatile.get(word)}
 
     assert unknown == {"similarity"}  # of pg_trgm
     assert volatile == {"clock_timestamp", "gen_random_uuid", "pg_is_in_recovery", "random"}
