@@ -10,7 +10,7 @@ MINUTES := 20
 SEED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint bench soak model test-sa20 clean
+.PHONY: help test demo lint bench soak model downstream test-sa20 clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ soak: .venv/.installed  ## a server that fails at random for MINUTES (20) a driv
 model: .venv/.installed  ## every history of a lost COMMIT, of up to 8 events
 	$(BIN)/python tests/commit_model.py
 
+downstream: .venv-downstream/.installed  ## the tests of SQLAlchemy and its extensions, plain and with the plugin
+	.venv-downstream/bin/python tests/downstream/run.py
+
 test-sa20: .venv-sa20/.installed  ## run the tests, but for e2e, on SQLAlchemy 2.0
 	.venv-sa20/bin/pytest $(PARALLEL) tests/unit tests/integration tests/chaos
 
@@ -45,6 +48,7 @@ clean:  ## remove the virtual environments and caches
 	rm -rf .venv .venv-* .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 .venv/.installed: packages := --group dev
+.venv-downstream/.installed: packages := --group tests Flask-Migrate mock
 .venv-sa20/.installed: packages := --group tests 'SQLAlchemy<2.1'
 
 %/.installed: pyproject.toml
