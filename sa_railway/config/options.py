@@ -42,7 +42,7 @@ def engine_options(
     url: str | URL | None = None,
     *,
     profile: str | Profile = "web",
-    environ: Mapping[str, str] = os.environ,
+    environ: Mapping[str, str] | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
     """Return the arguments of ``create_engine()`` for a database.
@@ -54,7 +54,8 @@ def engine_options(
     Args:
         url: the database; None looks for it in the environment as ``database_url()`` does.
         profile: a named profile or one of your own.
-        environ: the variables to read, ``SA_RAILWAY_*`` among them.
+        environ: the variables to read, ``SA_RAILWAY_*`` among them; None reads those of the
+            process.
         **overrides: fields of the profile, and arguments of ``create_engine()`` or of the
             dialect. ``pool_pre_ping`` is the field ``pre_ping``. Fields of the profile that the
             driver or the pool class has no use for have no effect.
@@ -65,6 +66,7 @@ def engine_options(
     Raises:
         ConfigurationError: the URL, the profile or an override cannot be used.
     """
+    environ = os.environ if environ is None else environ
     target = choose_driver(find_url(url, environ=environ))
     knobs, given = _split(overrides, target)
     resolved = load_profile(profile, knobs, environ)

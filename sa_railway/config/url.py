@@ -104,7 +104,7 @@ def database_url(
     driver: str | None = None,
     unpooled: bool = False,
     asyncio: bool = False,
-    environ: Mapping[str, str] = os.environ,
+    environ: Mapping[str, str] | None = None,
 ) -> URL:
     """Return the URL of the database, from *url* or the environment, with a driver.
 
@@ -119,7 +119,7 @@ def database_url(
         unpooled: prefer ``DATABASE_UNPOOLED_URL``, which goes round Railway's PgBouncer:
             migrations and ``LISTEN`` need that.
         asyncio: as for ``normalize_url()``.
-        environ: the variables to read.
+        environ: the variables to read; None reads those of the process.
 
     Returns:
         A URL whose ``str()`` hides the password, but SQLAlchemy shows an ``sslpassword`` in its
@@ -156,11 +156,12 @@ def find_url(
     url: str | URL | None = None,
     *,
     unpooled: bool = False,
-    environ: Mapping[str, str] = os.environ,
+    environ: Mapping[str, str] | None = None,
 ) -> URL:
     """Do what ``database_url()`` does, but leave the driver and the query parameters alone."""
     if url is not None:
         return _parse("url", url)
+    environ = os.environ if environ is None else environ
     flaws: list[str] = []
     for name in ("DATABASE_UNPOOLED_URL", *_VARIABLES) if unpooled else _VARIABLES:
         if name not in environ:
@@ -183,9 +184,10 @@ def find_url(
     return make_url("sqlite:///app.db")
 
 
-def on_railway(environ: Mapping[str, str] = os.environ) -> bool:
+def on_railway(environ: Mapping[str, str] | None = None) -> bool:
     """Return whether Railway set these variables; ``railway run`` on a laptop does so, too."""
-    return any(environ.get(name) for name in _RAILWAY_VARIABLES)
+    variables = os.environ if environ is None else environ
+    return any(variables.get(name) for name in _RAILWAY_VARIABLES)
 
 
 def is_private_host(host: str | None) -> bool:

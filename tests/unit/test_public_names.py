@@ -1,10 +1,17 @@
 """What ``import sa_railway`` offers, and what it costs."""
 
+import importlib
+import inspect
 import json
+import os
+import pkgutil
+import pydoc
 import subprocess
 import sys
+import types
 
 import pytest
+from marked import MARK
 
 import sa_railway
 from sa_railway import events, exc
@@ -65,3 +72,31 @@ def test_a_module_lists_all_that_it_defines(module):
     }
 
     assert defined - {"Subscriber"} == set(module.__all__) - {"Subscriber"}
+
+
+def functions(owner):
+    """The functions that a module or a class defines, those of its classes included."""
+    module = owner.__name__ if inspect.ismodule(owner) else owner.__module__
+    for member in vars(owner).values():
+        if isinstance(member, classmethod | staticmethod):
+            member = member.__func__
+        if type(member) is types.FunctionType and member.__module__ == module:
+            yield member
+        elif issubclass(type(member), type) and member.__module__ == module:
+            yield from functions(member)
+
+
+MODULES = [m.name for m in pkgutil.walk_packages(sa_railway.__path__, "sa_railway.")]
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if not n.endswith("__main__")])
+def test_no_signature_holds_the_environment(name):
+    for function in functions(importlib.import_module(name)):
+        defaults = [p.default for p in inspect.signature(function).parameters.values()]
+        assert not any(default is os.environ for default in defaults), function
+
+
+def test_help_shows_nothing_of_the_environment(monkeypatch):
+    monkeypatch.setenv("SECRET_KEY", MARK)
+    for subject in [sa_railway, *(getattr(sa_railway, name) for name in PUBLIC)]:
+        assert "SECRET_KEY" not in pydoc.render_doc(subject)
