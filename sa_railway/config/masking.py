@@ -14,7 +14,6 @@ __all__ = ["masked", "shows_password"]
 
 # passwd is MySQL's, oauth_client_secret libpq's
 _SECRET = re.compile(r"passw|secret|token", re.IGNORECASE)
-_SECRET_IN_DSN = re.compile(r"(\w*(?:passw|secret|token)\w*=)[^&]*", re.IGNORECASE)
 
 
 def masked(url: URL) -> str:
@@ -38,6 +37,20 @@ def shows_password(url: URL) -> bool:
 
 
 def _without_secret(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    if isinstance(value, str):
-        return _SECRET_IN_DSN.sub(r"\1***", value)
-    return tuple(_SECRET_IN_DSN.sub(r"\1***", text) for text in value)
+    """Mask the secrets of a URL within a value, such as asyncpg's ``dsn``."""
+    if not isinstance(value, str):
+        return tuple(_masked_parameters(text) for text in value)
+    return _masked_parameters(value)
+
+
+def _masked_parameters(text: str) -> str:
+    return "&".join(map(_masked_parameter, text.split("&")))
+
+
+def _masked_parameter(text: str) -> str:
+    """Mask what follows a secret's name and an equals sign; each character is looked at once."""
+    *names, _ = pieces = text.split("=")
+    for number, name in enumerate(names, 1):
+        if _SECRET.search(name):
+            return "=".join([*pieces[:number], "***"])
+    return text

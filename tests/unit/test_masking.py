@@ -3,7 +3,7 @@
 import pytest
 import sqlalchemy
 from marked import MARK
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 
 from sa_railway.config.masking import masked
 from sa_railway.engine.naming import engine_name
@@ -33,6 +33,24 @@ SHOWN = [
 @pytest.mark.parametrize(("url", "shown"), SHOWN, ids=[shown for _, shown in SHOWN])
 def test_what_is_secret_is_masked(url, shown):
     assert masked(make_url(url)).replace("%40", "@") == shown
+
+
+# a search that begins again at each character would take minutes for these
+LONG = [
+    pytest.param("passw" * 100_000, "passw" * 100_000, id="names without a value"),
+    pytest.param("a" * 500_000, "a" * 500_000, id="one word"),
+    pytest.param("token&" * 100_000, "token&" * 100_000, id="parameters without a value"),
+    pytest.param("a=" * 200_000, "a=" * 200_000, id="equals signs"),
+    pytest.param(f"password={MARK}=" * 50_000, "password=***", id="secrets"),
+    pytest.param(f"&secret={MARK}" * 50_000, "&secret=***" * 50_000, id="parameters"),
+]
+
+
+@pytest.mark.parametrize(("given", "shown"), LONG)
+def test_a_long_value_is_masked_in_one_pass(given, shown):
+    url = URL.create("postgresql+asyncpg", host="h", query={"dsn": given})
+
+    assert dict(make_url(masked(url)).query) == {"dsn": shown}
 
 
 def test_an_engine_is_called_by_its_masked_url():
