@@ -14,10 +14,10 @@ from sqlalchemy.engine import CreateEnginePlugin
 
 from sa_railway.commit.tracking import track
 from sa_railway.config.drivers import choose_driver
-from sa_railway.config.options import complete_arguments, engine_options, sqlite_pragmas
+from sa_railway.config.options import complete_arguments, engine_options
 from sa_railway.config.profile import Profile, load_profile
 from sa_railway.config.url import find_url, normalize_url
-from sa_railway.engine import disconnect, fork, lifetime, liveness, sqlite
+from sa_railway.engine import disconnect, fork, lifetime, liveness
 from sa_railway.engine.connect import Patience
 from sa_railway.engine.profiles import remember_profile
 
@@ -61,7 +61,7 @@ class RailwayPlugin(CreateEnginePlugin):
         )
         self._profile = _as_asked(profile, arguments)
         self._patience = Patience(self._profile, is_async=is_async)
-        if "pool_pre_ping" in arguments:
+        if "pool_pre_ping" in arguments and target.get_backend_name() != "sqlite":
             arguments["pool_pre_ping"] = False  # liveness takes its place
         if "creator" in arguments:
             arguments["creator"] = self._patience.wrap_creator(arguments["creator"])
@@ -90,7 +90,6 @@ class RailwayPlugin(CreateEnginePlugin):
         disconnect.listen(engine, self._profile)
         lifetime.listen(engine, self._profile)
         liveness.listen(engine, self._profile)
-        sqlite.listen(engine, sqlite_pragmas(self._url))
         _listen_if_asked(engine, self._profile)
 
 

@@ -19,7 +19,7 @@ from sa_railway.config.profile import Profile, load_profile, suggest
 from sa_railway.config.url import find_url
 from sa_railway.exc import ConfigurationError
 
-__all__ = ["complete_arguments", "engine_options", "sqlite_pragmas"]
+__all__ = ["complete_arguments", "engine_options"]
 
 # What SQLAlchemy documents of create_engine() and create_async_engine(), but for the arguments
 # that are fields of a profile or belong to the dialect.
@@ -72,6 +72,8 @@ def engine_options(
     resolved = load_profile(profile, knobs, environ)
     pool = _pool_arguments(target, resolved, given, is_async=False)
     given |= {name: value for name, value in pool.items() if name in knobs}
+    if "pool_pre_ping" in overrides:
+        given["pool_pre_ping"] = resolved.pre_ping
     return {
         **complete_arguments(target, resolved, given, generated={}, is_async=False),
         "plugins": _with_plugin(given.get("plugins", ())),
@@ -112,22 +114,6 @@ def complete_arguments(
     if not any(arguments.get(name) for name in ("pool", "creator", "async_creator")):
         connect_args = _merge(_connect_defaults(target, profile), connect_args)
     return {**arguments, "connect_args": connect_args} if connect_args else arguments
-
-
-def sqlite_pragmas(url: URL) -> tuple[str, ...]:
-    """Return the statements that every new connection of an SQLite database is to run.
-
-    Foreign keys are checked, as PostgreSQL does; with a write-ahead log readers and a writer do not
-    block each other. The log is a file, so a database in memory or read-only has none. How long a
-    writer waits for another is an argument and no statement: see ``complete_arguments()``.
-    """
-    if url.get_backend_name() != "sqlite":
-        return ()
-    pragmas = ("PRAGMA foreign_keys = ON",)
-    is_read_only = url.query.get("mode") == "ro" or "immutable" in url.query
-    if is_read_only or _is_memory(url):
-        return pragmas
-    return (*pragmas, "PRAGMA journal_mode = WAL")
 
 
 def _split(overrides: Mapping[str, Any], url: URL) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from sqlalchemy import URL, Engine, text
+from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from sa_railway.config.options import engine_options, sqlite_pragmas
+from sa_railway.config.options import engine_options
 from sa_railway.config.profile import PROFILES
 from sa_railway.config.url import database_url, normalize_url
 from sa_railway.testing import TemporaryPostgres
@@ -157,23 +157,9 @@ def test_url_from_the_variables_of_libpq_connects(
     assert ask(url, "SELECT current_database()", **arguments(url)) == ["postgres"]
 
 
-def with_pragmas(engine: Engine, url: URL) -> Engine:
-    @sqlalchemy.event.listens_for(engine, "connect")
-    def connect(connection: Any, record: object) -> None:
-        for pragma in sqlite_pragmas(url):
-            connection.execute(pragma)
-
-    return engine
-
-
 def test_options_connect_to_a_file_of_sqlite(tmp_path: Path) -> None:
     url = normalize_url(f"sqlite:///{tmp_path}/app.db")
-    engine = with_pragmas(sqlalchemy.create_engine(url, **arguments(url, pool_size=2)), url)
-    pragmas = ["foreign_keys", "journal_mode", "busy_timeout"]
-    with engine.connect() as connection:
-        seen = [connection.scalar(text(f"PRAGMA {pragma}")) for pragma in pragmas]
-    engine.dispose()
-    assert seen == [1, "wal", 10_000]
+    assert ask(url, "PRAGMA busy_timeout", **arguments(url, pool_size=2)) == [10_000]
 
 
 @pytest.mark.parametrize(
@@ -181,10 +167,7 @@ def test_options_connect_to_a_file_of_sqlite(tmp_path: Path) -> None:
     ["sqlite://", "sqlite:///:memory:", "sqlite:///file::memory:?uri=true"],
 )
 def test_options_connect_to_sqlite_in_memory(url: str) -> None:
-    engine = with_pragmas(sqlalchemy.create_engine(url, **arguments(url)), sqlalchemy.make_url(url))
-    with engine.connect() as connection:
-        assert connection.scalar(text("PRAGMA foreign_keys")) == 1
-    engine.dispose()
+    assert ask(url, "SELECT 1", **arguments(url)) == [1]
 
 
 @pytest.mark.parametrize("place", ["", "/:memory:", "/{}/app.db"])

@@ -2,12 +2,15 @@
 
 import asyncio
 import gc
+import sqlite3
 import weakref
 
 import flask
 import flask_sqlalchemy
 import pytest
 import sqlalchemy
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from marked import MARK
 from sqlalchemy import engine_from_config, event, text
 from sqlalchemy.ext.asyncio import async_engine_from_config
@@ -257,12 +260,76 @@ def test_flask_config_with_options_of_its_own(postgres, tmp_path):
         db.engine.dispose()
 
 
-def test_sqlite_has_foreign_keys_and_a_write_ahead_log(tmp_path, dispose):
+PARENT_AND_CHILD = [
+    "CREATE TABLE parent (id INTEGER PRIMARY KEY, name TEXT)",
+    "CREATE TABLE child (id INTEGER PRIMARY KEY, parent REFERENCES parent ON DELETE CASCADE)",
+    "INSERT INTO parent VALUES (1, 'a')",
+    "INSERT INTO child VALUES (1, 1)",
+]
+
+
+def test_a_migration_of_sqlite_that_recreates_a_table_keeps_its_children(tmp_path, dispose):
     engine = dispose(sa_railway.create_engine(f"sqlite:///{tmp_path / 'app.db'}"))
+    with engine.begin() as connection:
+        for statement in PARENT_AND_CHILD:
+            connection.execute(text(statement))
+
+    with engine.begin() as connection:
+        operations = Operations(MigrationContext.configure(connection))
+        with operations.batch_alter_table("parent", recreate="always") as batch:
+            batch.alter_column("name", new_column_name="title")
 
     with engine.connect() as connection:
-        assert connection.scalar(text("PRAGMA foreign_keys")) == 1
-        assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
+        assert connection.execute(text("SELECT id, parent FROM child")).all() == [(1, 1)]
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_file_of_sqlite_stays_as_it_was_made(tmp_path, dispose, read_only):
+    path = tmp_path / "app.db"
+    with sqlite3.connect(path) as file:
+        file.execute("CREATE TABLE t (id INTEGER)")
+    file.close()
+    query = "?mode=ro&uri=true" if read_only else ""
+    with sqlite3.connect(path) as busy:
+        busy.execute("BEGIN EXCLUSIVE")
+        engine = dispose(sa_railway.create_engine(f"sqlite:///file:{path}{query or '?uri=true'}"))
+        with engine.connect() as connection:
+            connection.rollback()
+            busy.rollback()
+            assert connection.scalar(text("PRAGMA journal_mode")) == "delete"
+            assert connection.scalar(text("PRAGMA foreign_keys")) == 0
+    busy.close()
+
+
+def test_a_ping_that_the_caller_asks_for_is_done_on_sqlite(tmp_path, dispose):
+    url = f"sqlite:///{tmp_path / 'app.db'}"
+    makers = [
+        lambda **how: sqlalchemy.create_engine(url, plugins=["railway"], **how),
+        lambda **how: sa_railway.create_engine(url, **how),
+    ]
+    for make in makers:
+        assert dispose(make(pool_pre_ping=True)).pool._pre_ping is True
+        assert dispose(make()).pool._pre_ping is False
+
+
+def test_a_connection_opens_no_cursor_that_plain_sqlalchemy_does_not_open(postgres, dispose):
+    import psycopg2.extensions
+
+    class Counted(psycopg2.extensions.connection):
+        cursors = 0
+
+        def cursor(self, *args, **kwargs):
+            Counted.cursors += 1  # and not of a subclass
+            return super().cursor(*args, **kwargs)
+
+    def opened(make):
+        engine = dispose(make(postgres.url, connect_args={"connection_factory": Counted}))
+        with engine.connect():  # the first one finds out what the server is
+            Counted.cursors = 0
+            with engine.connect():
+                return Counted.cursors
+
+    assert opened(sa_railway.create_engine) == opened(sqlalchemy.create_engine)
 
 
 def test_a_disposed_engine_keeps_its_behaviours(postgres, dispose):

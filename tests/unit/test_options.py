@@ -19,7 +19,7 @@ from sqlalchemy.pool import (
     StaticPool,
 )
 
-from sa_railway.config.options import complete_arguments, engine_options, sqlite_pragmas
+from sa_railway.config.options import complete_arguments, engine_options
 from sa_railway.config.profile import PROFILES, Profile
 from sa_railway.exc import ConfigurationError
 
@@ -382,6 +382,7 @@ def test_override_of_a_profile_is_both_field_and_argument() -> None:
 def test_override_of_the_pool_reaches_a_database_that_has_no_defaults() -> None:
     assert options(FILE, pool_size=2)["pool_size"] == 2
     assert "pool_size" not in options(FILE, pool_size=2, poolclass=NullPool)
+    assert options(FILE, pool_pre_ping=True)["pool_pre_ping"] is True
 
 
 def test_override_of_create_engine_is_passed_on() -> None:
@@ -513,29 +514,7 @@ def test_caller_may_change_generated_options() -> None:
     }
 
 
-# SQLite
-
-
-@pytest.mark.parametrize("url", [FILE, "sqlite+aiosqlite:////data/app.db"])
-def test_file_of_sqlite_gets_foreign_keys_and_a_log(url: str) -> None:
-    expected = ("PRAGMA foreign_keys = ON", "PRAGMA journal_mode = WAL")
-    assert sqlite_pragmas(make_url(url)) == expected
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        *MEMORY,
-        "sqlite:///file:app.db?mode=ro&uri=true",
-        "sqlite:///file:app.db?immutable=1&uri=true",
-    ],
-)
-def test_memory_and_what_is_read_only_has_no_log(url: str) -> None:
-    assert sqlite_pragmas(make_url(url)) == ("PRAGMA foreign_keys = ON",)
-
-
-def test_other_databases_have_no_pragmas() -> None:
-    assert sqlite_pragmas(make_url(PSYCOPG2)) == ()
+# SQLAlchemy
 
 
 @pytest.mark.parametrize("url", [PSYCOPG2, PSYCOPG, MYSQL, FILE, "sqlite://"])
