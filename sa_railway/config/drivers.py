@@ -21,6 +21,7 @@ __all__ = [
     "allowed_drivers",
     "choose_driver",
     "has_dialect",
+    "has_driver",
     "last",
     "libpq_parameters",
     "spell_query",
@@ -132,6 +133,15 @@ def has_dialect(url: URL) -> bool:
     return True
 
 
+def has_driver(url: URL, *, asyncio: bool) -> bool:
+    """Return whether SQLAlchemy itself finds an installed driver for *url* that it can use."""
+    if not has_dialect(url):  # such as postgres
+        return False
+    dialect = url.get_dialect(asyncio)
+    module = dialect.driver.removesuffix("_async")
+    return dialect.is_async == asyncio and bool(find_spec(_MODULES.get(module, module)))
+
+
 def allowed_drivers(backend: str, given: str) -> str:
     """List the drivers of *backend* for a message, and which of them *given* may have meant."""
     drivers = _drivers_of(backend)
@@ -144,7 +154,7 @@ def spell_query(url: URL) -> URL:
     Between libpq and asyncpg they are translated; what is of neither is left alone, and so are the
     parameters of other drivers. What asyncpg cannot be told is left out with a warning.
     """
-    driver = url.drivername.partition("+")[2]
+    driver = url.get_driver_name()
     if driver == "asyncpg":
         return _for_asyncpg(url)
     return _for_libpq(url) if driver in LIBPQ_DRIVERS else url
@@ -160,6 +170,10 @@ def libpq_parameters(url: URL) -> dict[str, str]:
 
 def _for_asyncpg(url: URL) -> URL:
     query = dict(url.query)
+    if "," in (url.host or ""):
+        # one port for all, as libpq reads it; asyncpg would look for one host of that name
+        query["host"] = tuple(f"{host}:{url.port or 5432}" for host in (url.host or "").split(","))
+        url = url._replace(host=None, port=None)  # what set() documents for a part to be removed
     mode = last(query.pop("sslmode", query.get("ssl", "")))
     if mode:
         query["ssl"] = _SSL_WORDS.get(mode.lower(), mode)

@@ -28,12 +28,12 @@ def masked(url: URL) -> str:
 
 
 def shows_password(url: URL) -> bool:
-    """Return whether a part of a password was taken for the host or database, for an "@" in it."""
-    host, (_, at, rest) = url.host or "", (url.database or "").partition("@")
+    """Return whether what looks like a password, or a part of one, is in the host or database."""
+    host, (before, at, rest) = url.host or "", (url.database or "").partition("@")
     if "@" in host or "]" in host:
         return True
     has_server = url.drivername.lower().startswith(("postgres", "mysql", "maria"))
-    return has_server and ("/" in rest if host else bool(at))
+    return has_server and at == "@" and (":" in before or "/" in rest)
 
 
 def _without_secret(value: str | tuple[str, ...]) -> str | tuple[str, ...]:

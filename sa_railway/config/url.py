@@ -1,7 +1,6 @@
-"""Find the database URL and refuse what cannot work.
+"""Find the database URL.
 
-No message and no log line holds a URL, or a part of one that could be secret. A host is judged as
-parsed, never as a part of the URL's text.
+A host is judged as parsed, never as a part of the URL's text.
 """
 
 from __future__ import annotations
@@ -12,17 +11,16 @@ import re
 from collections.abc import Mapping
 
 from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
 
-from sa_railway.config.drivers import (
-    BACKENDS,
-    allowed_drivers,
-    choose_driver,
-    has_dialect,
-    last,
-    spell_query,
+from sa_railway.config.drivers import choose_driver, spell_query
+from sa_railway.config.parse import (
+    FIX,
+    check_password,
+    check_resolved,
+    parse_url,
+    read_ports,
+    tidy,
 )
-from sa_railway.config.masking import shows_password
 from sa_railway.exc import ConfigurationError
 
 __all__ = [
@@ -46,55 +44,6 @@ _RAILWAY_VARIABLES = (
     "RAILWAY_ENVIRONMENT",
     "RAILWAY_PROJECT_ID",
     "RAILWAY_SERVICE_ID",
-)
-
-_LAST_PORT = 65535
-_PORTS = f"allowed: a number from 1 to {_LAST_PORT}"
-
-_FIX = (
-    "on Railway, set DATABASE_URL=${{Postgres.DATABASE_URL}} on this service, with the name of "
-    "your PostgreSQL service for Postgres"
-)
-_UNREADABLE = (
-    "cannot be read as a database URL; allowed: scheme://user:password@host:port/database, where "
-    "the characters @ : / ? # in user and password are percent-encoded"
-)
-_UNRESOLVED = (
-    re.compile(r".*\$\{(\{|\w+\})", re.DOTALL),  # ${...} is a shell's, and nobody's here
-    "holds a reference that was not resolved: Railway resolves ${{...}} in the variables of a "
-    f"service only, and only if the service and the variable exist; {_FIX}",
-)
-_FLAWS = (
-    (
-        re.compile(r"\s*\Z"),
-        "is empty: this is what Railway makes of a reference to a service or variable that does "
-        f"not exist; {_FIX}",
-    ),
-    _UNRESOLVED,
-    (
-        re.compile(r"\s|.*\s\Z", re.DOTALL),
-        "begins or ends with white space; remove it where the value is set",
-    ),
-    (
-        re.compile(r"[\"'`]|.*[\"'`]\Z", re.DOTALL),
-        "begins or ends with a quotation mark; remove it where the value is set",
-    ),
-    (
-        # "@:/db", "@:5432/db", "@host:/db"; a host in the query is one as well
-        re.compile(r"(?!.*[?&]host=).*@(:\d*|[^@/:?]+:)([/?]|\Z)", re.DOTALL),
-        "is half-rendered, its host or port is empty: Railway fills them in once the database "
-        "service has a private domain or, for a public URL, a TCP proxy; enable that and deploy "
-        "again, or use ${{Postgres.DATABASE_URL}}, which needs no TCP proxy",
-    ),
-)
-
-# but for one in a query, it is of a password, whose rest would be taken for host and database
-_SECOND_AT = re.compile(r"(?i:postgres|mysql|mariadb)[^@]*@(?![^@?]*\?[a-z_]+=).*@", re.DOTALL)
-
-_HOST_LIST = re.compile(
-    r"(?P<start>postgres(?:ql)?(?:\+\w+)?://(?:[^@/?]*@)?)"
-    r"(?P<hosts>[^@/?,\[\]]+(?:,[^@/?,\[\]]+)+)(?P<rest>.*)",
-    re.DOTALL,
 )
 
 
@@ -149,7 +98,7 @@ def normalize_url(url: str | URL, *, driver: str | None = None, asyncio: bool = 
         ConfigurationError: the URL cannot be read, its scheme or driver is unknown, or it names no
             driver and none is installed.
     """
-    return spell_query(choose_driver(_parse("url", url), driver, asyncio=asyncio))
+    return spell_query(choose_driver(parse_url("url", url), driver, asyncio=asyncio))
 
 
 def find_url(
@@ -160,14 +109,14 @@ def find_url(
 ) -> URL:
     """Do what ``database_url()`` does, but leave the driver and the query parameters alone."""
     if url is not None:
-        return _parse("url", url)
+        return parse_url("url", url)
     environ = os.environ if environ is None else environ
     flaws: list[str] = []
     for name in ("DATABASE_UNPOOLED_URL", *_VARIABLES) if unpooled else _VARIABLES:
         if name not in environ:
             continue
         try:
-            found = _parse(name, _from_parts(environ) if name == "PGHOST" else environ[name])
+            found = parse_url(name, _from_parts(environ) if name == "PGHOST" else environ[name])
         except ConfigurationError as error:
             flaws.append(str(error))
             continue
@@ -179,7 +128,7 @@ def find_url(
     if on_railway(environ):
         raise ConfigurationError(
             "no database URL is set, and a container's disk is lost at every deploy, so no SQLite "
-            f"file is used instead; {_FIX}"
+            f"file is used instead; {FIX}"
         )
     return make_url("sqlite:///app.db")
 
@@ -203,80 +152,26 @@ def is_public_proxy(host: str | None) -> bool:
     return _PUBLIC_PROXY.fullmatch(host or "") is not None
 
 
-def _parse(name: str, url: str | URL) -> URL:
-    """Return *url* parsed, or say what is wrong with the variable or argument *name*."""
-    if not isinstance(url, str | URL):
-        raise ConfigurationError(
-            f"{name} is of type {type(url).__name__}; allowed: a string or a sqlalchemy.URL"
-        )
-    if isinstance(url, str):
-        for pattern, flaw in _FLAWS:
-            if pattern.match(url):
-                raise ConfigurationError(f"{name} {flaw}")
-    parsed = _read(url) if isinstance(url, str) else url
-    if parsed is None or shows_password(parsed):
-        raise ConfigurationError(f"{name} {_UNREADABLE}")
-    if parsed.port is not None and not 1 <= parsed.port <= _LAST_PORT:
-        raise ConfigurationError(f"{name} has the port {parsed.port}; {_PORTS}")
-    backend, plus, driver = parsed.drivername.lower().partition("+")
-    backend = "postgresql" if backend == "postgres" else backend
-    parsed = parsed.set(drivername=backend + plus + driver)
-    if not has_dialect(parsed):
-        raise ConfigurationError(f"{name} {_unknown(backend, driver)}")
-    return _with_credentials_in_place(parsed)
-
-
-def _read(text: str) -> URL | None:
-    """Parse *text*; None says that it cannot be, without the parser's message, which may quote."""
-    if _SECOND_AT.match(text):
-        return None
-    hosts = _HOST_LIST.match(text)
-    try:
-        if not hosts:
-            return make_url(text)
-        listed = [h if ":" in h else f"{h}:5432" for h in hosts["hosts"].split(",")]
-        return make_url(hosts["start"] + hosts["rest"]).update_query_dict({"host": listed})
-    except (ArgumentError, ValueError):
-        return None
-
-
-def _unknown(backend: str, driver: str) -> str:
-    if backend in BACKENDS:
-        return f"names the driver {driver!r}; allowed: {allowed_drivers(backend, driver)}"
-    return (
-        f"has the scheme {backend!r}; allowed: postgres, {', '.join(BACKENDS)}, "
-        "and those of other SQLAlchemy dialects that are installed"
-    )
-
-
-def _with_credentials_in_place(url: URL) -> URL:
-    """Move user and password out of the query: ``str()`` hides them only in their own place."""
-    user, password = url.query.get("user"), url.query.get("password")
-    return url.set(
-        username=last(user) if user else None,
-        password=last(password) if password else None,
-    ).difference_update_query(["user", "password"])
-
-
 def _from_parts(environ: Mapping[str, str]) -> URL:
     """Build the URL from the variables that libpq reads, as Railway's PostgreSQL sets them."""
-    parts = {name: environ.get(f"PG{name}") for name in ("HOST", "USER", "PASSWORD", "DATABASE")}
-    parts |= {name: environ.get(f"PG{name}") for name in ("PORT", "SSLMODE")}
-    for name, value in parts.items():
-        for pattern, flaw in _FLAWS if name == "HOST" else (_UNRESOLVED,):
-            if value is not None and pattern.match(value):
-                raise ConfigurationError(f"PG{name} {flaw}")
-    host, port = parts["HOST"] or "", parts["PORT"] or "5432"
-    if not (re.fullmatch("[0-9]{1,5}", port) and 1 <= int(port) <= _LAST_PORT):
-        raise ConfigurationError(f"PGPORT is not a port; {_PORTS}")
+    parts = {name: environ.get(f"PG{name}") for name in ("USER", "PASSWORD", "DATABASE", "SSLMODE")}
+    host = tidy("PGHOST", environ["PGHOST"])
+    check_resolved("PGHOST", host)
+    for name in ("USER", "DATABASE", "SSLMODE"):
+        check_resolved(f"PG{name}", parts[name] or "")
+    check_password("PGPASSWORD", parts["PASSWORD"] or "")
+    ports = read_ports("PGPORT", environ.get("PGPORT") or "5432")
     query = {"sslmode": parts["SSLMODE"]} if parts["SSLMODE"] else {}
-    is_socket = host.startswith("/")
+    if len(ports) > 1:
+        query |= {"host": host, "port": ",".join(map(str, ports))}
+    elif host.startswith("/"):
+        query["host"] = host
     return URL.create(
         "postgresql",
         username=parts["USER"] or None,
         password=parts["PASSWORD"] or None,
-        host=None if is_socket else host,
-        port=int(port),
+        host=None if "host" in query else host,
+        port=ports[0] if len(ports) == 1 else None,
         database=parts["DATABASE"] or None,
-        query={**query, "host": host} if is_socket else query,
+        query=query,
     )

@@ -172,12 +172,7 @@ def test_what_is_not_examined_is_not_good(server):
         ),
         ({"DATABASE_URL": ""}, "url-empty", "DATABASE_URL is empty"),
         (
-            {"DATABASE_URL": f"postgresql://postgres:{SECRET}@host/railway\n"},
-            "url-space",
-            "DATABASE_URL begins or ends with white space",
-        ),
-        (
-            {"DATABASE_URL": f'"postgresql://postgres:{SECRET}@host/railway"'},
+            {"DATABASE_URL": f'"postgresql://postgres:{SECRET}@host/railway'},
             "url-quotes",
             "DATABASE_URL begins or ends with a quotation mark",
         ),
@@ -240,6 +235,23 @@ def test_a_flaw_of_a_variable_that_was_passed_over(server, monkeypatch):
 
     monkeypatch.delenv("DATABASE_URL")
     assert codes(diagnose()) == []
+
+
+@pytest.mark.parametrize(
+    ("around", "code", "what"),
+    [
+        ("{}\n", "url-space", "DATABASE_URL begins or ends with white space"),
+        ('"{}"', "url-quotes", "DATABASE_URL begins or ends with a quotation mark"),
+    ],
+)
+def test_what_was_copied_along_with_a_url(server, monkeypatch, around, code, what):
+    url = server.url.render_as_string(hide_password=False)
+    monkeypatch.setenv("DATABASE_URL", around.format(url))
+    diagnosis = diagnose()
+
+    assert codes(diagnosis) == [code]
+    assert (first(diagnosis).severity, first(diagnosis).what) == (Severity.WARNING, what)
+    assert result(diagnosis, "sessions").outcome is Outcome.GOOD
 
 
 def test_a_scheme_that_only_this_package_reads(server):

@@ -227,7 +227,7 @@ def test_no_url():
 
 
 def test_a_url_that_was_passed_over():
-    status, out, _ = run("url", DATABASE_URL=f"'postgresql://u:{SECRET}@h/d'")
+    status, out, _ = run("url", DATABASE_URL=f"'postgresql://u:{SECRET}@h/d")
 
     assert status == 1
     assert out == (
@@ -239,7 +239,7 @@ def test_a_url_that_was_passed_over():
 
 def test_the_url_as_json():
     good = f"postgres://postgres:{SECRET}@h:5432/railway"
-    status, out, err = run("url", "--json", DATABASE_URL=f"'{good}'", DATABASE_PUBLIC_URL=good)
+    status, out, err = run("url", "--json", DATABASE_URL=f"'{good}", DATABASE_PUBLIC_URL=good)
 
     assert (status, err) == (0, "")
     assert json.loads(out) == {

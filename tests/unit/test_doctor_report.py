@@ -96,7 +96,7 @@ def test_sources_are_looked_up_in_the_order_of_database_url(unpooled):
 
 
 def test_flaws_are_those_of_database_url():
-    environ = {"DATABASE_URL": "", "PGHOST": " x", "DATABASE_PUBLIC_URL": "postgresql://@:/db"}
+    environ = {"DATABASE_URL": "", "PGHOST": "'x", "DATABASE_PUBLIC_URL": "postgresql://@:/db"}
     found = sources.look_up(environ)
     with pytest.raises(exc.ConfigurationError) as caught:
         database_url(environ=environ)

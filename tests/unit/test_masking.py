@@ -27,6 +27,8 @@ SHOWN = [
     # an "@" in the password, and so a part of it in the host, or in the database
     (f"postgresql://u:p@{MARK}@h/d", "postgresql://***"),
     (f"postgresql://u:p@x/{MARK}@h/d", "postgresql://***"),
+    (f"postgresql:///u:{MARK}@h", "postgresql://***"),
+    ("postgresql:///me@home", "postgresql:///me@home"),
 ]
 
 

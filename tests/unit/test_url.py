@@ -6,6 +6,7 @@ import importlib.machinery
 import logging
 import sys
 from collections.abc import Iterable
+from urllib.parse import quote
 
 import pytest
 from marked import MARK
@@ -130,6 +131,100 @@ def install(monkeypatch: pytest.MonkeyPatch, modules: Iterable[str]) -> None:
             "postgresql+psycopg2://u:pw@h/d?application_name=me@home&sslcert=/home/me@home/c",
             id="@ in the query",
         ),
+        pytest.param(
+            "postgresql://u:pw@h1,h2:5433/d",
+            "postgresql+psycopg2://u:pw@h1,h2:5433/d",
+            id="one port for several hosts, as SQLAlchemy reads it",
+        ),
+        pytest.param(
+            "postgresql://u:pw@[::1]:1,[::2]/d",
+            "postgresql+psycopg2://u:pw@/d?host=::1,::2&port=1,5432",
+            id="several IPv6 hosts",
+        ),
+        pytest.param(
+            "postgresql://u:pw@%2Fvar%2Frun%2Fpostgresql:5433/d",
+            "postgresql+psycopg2://u:pw@:5433/d?host=/var/run/postgresql",
+            id="Unix socket as libpq writes it",
+        ),
+        pytest.param(
+            "postgresql://u:pw@[fe80::1%25eth0]/d",
+            "postgresql+psycopg2://u:pw@[fe80::1%eth0]/d",
+            id="IPv6 with a zone",
+        ),
+        pytest.param(
+            "postgresql://u:pw@/d?host=h&port=5433",
+            "postgresql+psycopg2://u:pw@h:5433/d",
+            id="host and port in the query",
+        ),
+        pytest.param(
+            "postgresql://u:pw@other:1/d?host=h:5433",
+            "postgresql+psycopg2://u:pw@h:5433/d",
+            id="a host with its port in the query",
+        ),
+        pytest.param(
+            "postgresql://u:pw@/d?host=h1,h2&port=5433",
+            "postgresql+psycopg2://u:pw@/d?host=h1,h2&port=5433,5433",
+            id="one port for several hosts in the query",
+        ),
+        pytest.param(
+            "postgresql://h?dbname=d", "postgresql+psycopg2://h/d", id="database in the query"
+        ),
+        pytest.param(
+            "postgresql://u:pw@:5433/d?hostaddr=10.0.0.1",
+            "postgresql+psycopg2://u:pw@:5433/d?hostaddr=10.0.0.1",
+            id="the address of a host that has no name",
+        ),
+        pytest.param(
+            "postgresql://scott@server:tiger@server.example/d",
+            "postgresql+psycopg2://scott%40server:tiger@server.example/d",
+            id="user@server, as on Azure",
+        ),
+        *[
+            pytest.param(
+                f"postgresql://u:{password}@h:5433/d",
+                f"postgresql+psycopg2://u:{quote(password)}@h:5433/d",
+                id=f"a password with {password}",
+            )
+            for password in (
+                *(
+                    "a,b",
+                    "x,y?z=1",
+                    "x,y/z",
+                    "a${b}c",
+                    "a/b#c:d",
+                    "a[1]b",
+                    "50%off",
+                    "a b",
+                    "a${{b",
+                ),
+                *(
+                    ",",
+                    "?",
+                    "&",
+                    "+",
+                    "=",
+                    ":",
+                    "[",
+                    "]",
+                    "'",
+                    "`",
+                    "$",
+                    "${",
+                    "/",
+                    "//",
+                    "a?host=b",
+                ),
+            )
+        ],
+        pytest.param(
+            "postgresql://u:pw@h/d'", "postgresql+psycopg2://u:pw@h/d'", id="quote at end"
+        ),
+        pytest.param("postgresql://u@h/me@home", "postgresql+psycopg2://u@h/me@home", id="@ in d"),
+        pytest.param(
+            "postgresql://u:pw@h/d?application_name=me@home:",
+            "postgresql+psycopg2://u:pw@h/d?application_name=me@home:",
+            id="@ and : in the query",
+        ),
         *[
             pytest.param(f"{explicit}://u:pw@h/d", f"{explicit}://u:pw@h/d", id=f"kept: {explicit}")
             for explicit in (
@@ -168,12 +263,13 @@ def test_url_is_normalized(given: str, expected: str) -> None:
             "postgresql://u:${{Postgres.PGPASSWORD}}@h:5432/d", UNRESOLVED, id="unresolved within"
         ),
         pytest.param("${DATABASE_URL}", UNRESOLVED, id="a shell's reference"),
-        pytest.param("postgresql://u:${PGPASSWORD}@h:5432/d", UNRESOLVED, id="a shell's, within"),
-        pytest.param(f" postgresql://u:{PASSWORD}@h/d", SPACE, id="leading space"),
-        pytest.param(f"postgresql://u:{PASSWORD}@h/d\n", SPACE, id="trailing newline"),
-        pytest.param(f'"postgresql://u:{PASSWORD}@h/d"', QUOTED, id="double quotes"),
-        pytest.param(f"'postgresql://u:{PASSWORD}@h/d'", QUOTED, id="single quotes"),
-        pytest.param(f"postgresql://u:{PASSWORD}@h/d`", QUOTED, id="one backquote"),
+        pytest.param("postgresql://u:pw@${PGHOST}:5432/d", UNRESOLVED, id="a shell's, as the host"),
+        pytest.param(
+            f"postgresql://u:{PASSWORD}@h/d?sslmode=${{{{Postgres.MODE}}}}",
+            UNRESOLVED,
+            id="unresolved in the query",
+        ),
+        pytest.param(f"'postgresql://u:{PASSWORD}@h/d", QUOTED, id="one quotation mark in front"),
         pytest.param(f"postgresql://postgres:{PASSWORD}@:/railway", HALF, id="no host, no port"),
         pytest.param(f"postgresql://postgres:{PASSWORD}@:5432/railway", HALF, id="no host"),
         pytest.param(f"postgresql://postgres:{PASSWORD}@h.proxy.rlwy.net:/d", HALF, id="no port"),
@@ -206,7 +302,32 @@ def test_url_is_normalized(given: str, expected: str) -> None:
             f"mysql://u:x@y/{PASSWORD}?z@h/d", UNREADABLE, id="@, / and ? in it, of MySQL"
         ),
         pytest.param(f"postgresql:///u:{PASSWORD}@h/d", UNREADABLE, id="a slash too many"),
-        pytest.param("postgresql://[::1]:1,[::2]:2/d", UNREADABLE, id="several IPv6 hosts"),
+        pytest.param(f"postgresql://@h/x:{PASSWORD}@h/d", UNREADABLE, id="a slash in the user"),
+        pytest.param(
+            f"postgresql://h/d?host=u:{PASSWORD}@h", UNREADABLE, id="a login as the host in a query"
+        ),
+        pytest.param("postgresql://u:pw@[::1]:1,::2/d", UNREADABLE, id="a list of IPv6, one bare"),
+        pytest.param("postgresql://h1:1,h2:2/d?host=h3", UNREADABLE, id="two ports for one host"),
+        pytest.param(
+            f"postgresql://u:{PASSWORD}@h1:65536,h2/d", UNREADABLE, id="port out of range in a list"
+        ),
+        pytest.param(
+            "postgresql://u:20260101",
+            "has a port that is out of range; allowed: a number from 1 to 65535",
+            id="a password of digits, and no host",
+        ),
+        pytest.param(
+            "postgresql://h/d?railway_profil=worker",
+            "has the parameter 'railway_profil' (did you mean 'railway_profile'?); allowed of this "
+            "package: railway_profile",
+            id="unknown parameter of ours",
+        ),
+        pytest.param(
+            "postgresql://h/d?plugin=railway&railway_profile=workers",
+            "has the railway_profile 'workers' (did you mean 'worker'?); allowed: web, worker, "
+            "script, serverless",
+            id="unknown profile",
+        ),
         pytest.param(
             f"https://u:{PASSWORD}@h/d",
             "has the scheme 'https'; allowed: postgres, postgresql, mysql, mariadb, sqlite, and "
@@ -241,6 +362,58 @@ def test_broken_url_is_refused_with_its_cause(given: str, flaw: str) -> None:
     assert str(variable.value) == f"DATABASE_URL {flaw}"
     # nor may a log that follows the chain of exceptions show what the parser quotes
     assert variable.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("around", "flaw"),
+    [
+        (" {}", SPACE),
+        ("{}\n", SPACE),
+        ("\t{} \r\n", SPACE),
+        ('"{}"', QUOTED),
+        ("'{}'\n", QUOTED),
+        ('" {} "', QUOTED),
+    ],
+)
+@pytest.mark.parametrize("url", [GOOD, "sqlite:///app.db"])
+def test_what_was_copied_along_with_a_url_is_left_out_with_a_warning(
+    around: str, flaw: str, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    flaw = flaw.replace("; ", ", which is left out; ")
+    assert database_url(environ={"DATABASE_URL": around.format(url)}) == normalize_url(url)
+    assert caplog.messages == [f"DATABASE_URL {flaw}"]
+
+
+def test_what_was_copied_along_with_a_host_is_left_out_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert database_url(environ={"PGHOST": "h\n", "PGPORT": " 5433"}).host == "h"
+    assert caplog.messages == [f"PGHOST {SPACE.replace('; ', ', which is left out; ')}"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "variable"),
+    [
+        ({"DATABASE_URL": "postgresql://u:${PGPASSWORD}@h/d"}, "DATABASE_URL"),
+        ({"PGHOST": "h", "PGPASSWORD": "${PGPASSWORD}"}, "PGPASSWORD"),
+    ],
+)
+def test_a_password_that_a_shell_was_to_fill_in_is_taken_with_a_warning(
+    environ: dict[str, str], variable: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert database_url(environ=environ).password == "${PGPASSWORD}"
+    assert caplog.messages == [
+        f"{variable} has a password of the form ${{NAME}}, which is taken literally; a shell's "
+        "reference is not resolved here"
+    ]
+
+
+def test_a_port_in_the_query_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        normalize_url(f"postgresql://h/d?port={PASSWORD}")
+    assert str(caught.value) == (
+        "port in the query of url is not a port; allowed: a number from 1 to 65535"
+    )
 
 
 def test_url_of_another_type_is_refused() -> None:
@@ -412,6 +585,7 @@ def test_asyncio_falls_back_to_psycopg(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"options": "-c work_mem=5MB"}, {"dsn": "postgresql://?options=-c%20work_mem%3D5MB"}),
         ({"target_session_attrs": "read-write"}, {"target_session_attrs": "read-write"}),
         ({"host": ("h1:1", "h2:2")}, {"host": ("h1:1", "h2:2")}),
+        ({"host": "h1,h2", "port": "1,2"}, {"host": "h1,h2", "port": "1,2"}),
         ({"plugin": "railway"}, {"plugin": "railway"}),
     ],
 )
@@ -438,6 +612,20 @@ def test_ssl_is_spelled_for_the_driver(query: str, mode: str) -> None:
     given = f"postgresql://h/d?{query}"
     assert dict(normalize_url(given).query) == {"sslmode": mode}
     assert dict(normalize_url(given, driver="asyncpg").query) == {"ssl": mode}
+
+
+@pytest.mark.parametrize(
+    ("given", "hosts"),
+    [
+        ("postgresql://u@h1,h2/d", ("h1:5432", "h2:5432")),
+        ("postgresql://u@h1,h2:5433/d", ("h1:5433", "h2:5433")),
+    ],
+)
+def test_several_hosts_are_told_to_asyncpg_one_by_one(given: str, hosts: tuple[str, ...]) -> None:
+    translated = normalize_url(given, driver="asyncpg")
+    assert translated == URL.create(
+        "postgresql+asyncpg", username="u", database="d", query={"host": hosts}
+    )
 
 
 def test_query_that_names_asyncpg_is_translated_as_well() -> None:
@@ -498,6 +686,16 @@ PARTS = {
             "postgresql+psycopg2://:5432/d?host=/var/run/postgresql",
             id="Unix socket",
         ),
+        pytest.param(
+            {"PGHOST": "h1,h2", "PGPORT": "5433,5434"},
+            "postgresql+psycopg2://?host=h1,h2&port=5433,5434",
+            id="several hosts",
+        ),
+        pytest.param(
+            {"PGHOST": "h", "PGUSER": "u", "PGPASSWORD": "a${b}c"},
+            "postgresql+psycopg2://u:a${b}c@h:5432",
+            id="a shell's reference in the password",
+        ),
         pytest.param({"PGUSER": "u", "PGDATABASE": "d"}, "sqlite:///app.db", id="no host"),
     ],
 )
@@ -511,8 +709,9 @@ def test_url_is_built_from_the_variables_of_libpq(environ: dict[str, str], expec
         ({"PGHOST": ""}, f"PGHOST {EMPTY}"),
         ({"PGHOST": "${{Postgres.PGHOST}}"}, f"PGHOST {UNRESOLVED}"),
         ({"PGHOST": "h", "PGPASSWORD": "${{Postgres.PGPASSWORD}}"}, f"PGPASSWORD {UNRESOLVED}"),
-        ({"PGHOST": " h"}, f"PGHOST {SPACE}"),
-        ({"PGHOST": '"h"'}, f"PGHOST {QUOTED}"),
+        ({"PGHOST": '"h'}, f"PGHOST {QUOTED}"),
+        ({"PGHOST": "h", "PGUSER": "${PGUSER}"}, f"PGUSER {UNRESOLVED}"),
+        ({"PGHOST": "h1,h2", "PGPORT": "1,x"}, PORT),
         ({"PGHOST": "h", "PGPORT": PASSWORD}, PORT),
         ({"PGHOST": "h", "PGPORT": "65536"}, PORT),
         ({"PGHOST": "h", "PGPORT": "0"}, PORT),
@@ -520,7 +719,6 @@ def test_url_is_built_from_the_variables_of_libpq(environ: dict[str, str], expec
         ({"PGHOST": "h", "PGPORT": "9" * 5000}, PORT),
         ({"PGHOST": "[::1]"}, f"PGHOST {UNREADABLE}"),
         ({"PGHOST": f"postgres://u:{PASSWORD}@h/d"}, f"PGHOST {UNREADABLE}"),
-        ({"PGHOST": "h", "PGPASSWORD": "${PGPASSWORD}"}, f"PGPASSWORD {UNRESOLVED}"),
     ],
 )
 def test_broken_variable_of_libpq_is_refused(environ: dict[str, str], expected: str) -> None:

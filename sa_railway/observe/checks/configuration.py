@@ -13,6 +13,7 @@ import sqlalchemy
 from sqlalchemy import URL
 
 from sa_railway.config.masking import masked
+from sa_railway.config.parse import tidied
 from sa_railway.config.profile import load_profile
 from sa_railway.config.url import find_url, is_public_proxy, normalize_url
 from sa_railway.exc import ConfigurationError
@@ -71,7 +72,7 @@ REFERENCE = Kind(
 )
 SPACE = Kind(
     "url-space",
-    Severity.ERROR,
+    Severity.WARNING,
     "<variable> begins or ends with white space",
     "It was copied along with the value, and is a part of it.",
     "Remove it where the value is set.",
@@ -213,7 +214,11 @@ def _judge(case: Case) -> Iterator[Finding]:
     if case.is_on_railway and case.url.get_backend_name() == "sqlite" and not _on_volume(case.url):
         yield SQLITE.found()
     raw = case.given if case.given is not None else os.environ.get(case.source, "")
-    if str(raw).startswith("postgres:"):
+    text, untidiness = tidied(str(raw))
+    for kind in (SPACE, QUOTES):
+        if kind.literal[0] == untidiness:  # this package leaves it out; others do not
+            yield replace(kind.found(variable=case.source), severity=Severity.WARNING)
+    if text.startswith("postgres:"):
         yield OLD_SCHEME.found(variable=case.source)
 
 
