@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 
 
 def create_async_engine(
-    url: str | URL | None = None, *, profile: str | Profile = "web", **overrides: Any
+    url: str | URL | None = None, *, profile: str | Profile | None = None, **overrides: Any
 ) -> AsyncEngine:
     """Create an asyncio engine whose connections survive.
 
@@ -46,7 +46,7 @@ def create_async_engine(
 
     Args:
         url: the database; None looks for it in the environment as ``database_url()`` does.
-        profile: a named profile or one of your own.
+        profile: as for ``sa_railway.engine_options()``.
         **overrides: fields of the profile, and arguments of
             ``sqlalchemy.ext.asyncio.create_async_engine()``.
 

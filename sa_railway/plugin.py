@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import URL, Engine
+from sqlalchemy import URL, Engine, event
 from sqlalchemy.dialects import plugins
 from sqlalchemy.engine import CreateEnginePlugin
 
 from sa_railway.commit.tracking import track
-from sa_railway.config.drivers import choose_driver
+from sa_railway.config.drivers import choose_driver, has_driver, spell_query
 from sa_railway.config.options import complete_arguments, engine_options
+from sa_railway.config.parse import parse_url, plugin_parameters, profile_named_in
 from sa_railway.config.profile import Profile, load_profile
-from sa_railway.config.url import find_url, normalize_url
+from sa_railway.config.url import find_url
 from sa_railway.engine import disconnect, fork, lifetime, liveness
 from sa_railway.engine.connect import Patience
+from sa_railway.engine.naming import engine_name
 from sa_railway.engine.profiles import remember_profile
+from sa_railway.exc import ConfigurationError
 
 __all__ = ["RailwayPlugin", "create_engine"]
+
+logger = logging.getLogger("sa_railway.plugin")
 
 # SQLAlchemy would find the plugin by its entry point; this spares the search through all
 # installed distributions, and works where the package was not installed.
 plugins.register("railway", "sa_railway.plugin", "RailwayPlugin")
 
 _LEADER = "railway_leader"
+_ARGUMENTS = ("railway_profile", "railway_generated")  # the second is between us only
 _YES = ("true", "yes", "on", "y", "t", "1")  # what engine_from_config() takes for true
 
 
@@ -48,14 +55,16 @@ class RailwayPlugin(CreateEnginePlugin):
 
     def _configure(self, url: URL, kwargs: dict[str, Any]) -> None:
         is_async = bool(kwargs.get("_is_async"))  # all that create_async_engine() says of itself
-        profile: Any = kwargs.pop("railway_profile", None) or url.query.get(
-            "railway_profile", "web"
-        )
+        _check_arguments(kwargs)
+        target = parse_url("url", url)
+        if not has_driver(url, asyncio=is_async):
+            target = choose_driver(target, asyncio=is_async)
+        profile: Any = kwargs.pop("railway_profile", None) or profile_named_in(target) or "web"
         generated = kwargs.pop("railway_generated", {})
         if not isinstance(profile, Profile):
             profile = load_profile(profile, {}, os.environ)
-        target = url.difference_update_query(["plugin", "railway_profile"])
-        self._url = normalize_url(target, asyncio=is_async)
+        target = target.difference_update_query(plugin_parameters(target))
+        self._url = spell_query(target)
         arguments = complete_arguments(
             target, profile, kwargs, generated=generated, is_async=is_async
         )
@@ -91,6 +100,7 @@ class RailwayPlugin(CreateEnginePlugin):
         lifetime.listen(engine, self._profile)
         liveness.listen(engine, self._profile)
         _listen_if_asked(engine, self._profile)
+        _say_at_first_connect(engine_name(engine), engine, self._profile.name)
 
 
 def _listen_if_asked(engine: Engine, profile: Profile) -> None:
@@ -109,14 +119,32 @@ def _listen_if_asked(engine: Engine, profile: Profile) -> None:
         leaks.listen(engine, profile)
 
 
+def _say_at_first_connect(name: str, engine: Engine, profile: str) -> None:
+    """Log that the engine is protected: not when it is made, which is before logging is set up."""
+
+    def say(*args: object) -> None:
+        logger.info("%s: protected by sa_railway, profile %s", name, profile)
+
+    event.listen(engine, "connect", say, once=True)
+
+
+def _check_arguments(kwargs: Mapping[str, Any]) -> None:
+    """Refuse a misspelt argument of ours; SQLAlchemy would not say what is allowed."""
+    for name in kwargs:
+        if name.startswith("railway_") and name not in (_LEADER, *_ARGUMENTS):
+            raise ConfigurationError(
+                f"{name} is not an argument of the plugin; allowed: railway_profile"
+            )
+
+
 def create_engine(
-    url: str | URL | None = None, *, profile: str | Profile = "web", **overrides: Any
+    url: str | URL | None = None, *, profile: str | Profile | None = None, **overrides: Any
 ) -> Engine:
     """Create an engine whose connections survive.
 
     Args:
         url: the database; None looks for it in the environment as ``database_url()`` does.
-        profile: a named profile or one of your own.
+        profile: as for ``engine_options()``.
         **overrides: fields of the profile, and arguments of ``sqlalchemy.create_engine()``.
 
     Returns:

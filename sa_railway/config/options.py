@@ -15,6 +15,7 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import QueuePool
 
 from sa_railway.config.drivers import LIBPQ_DRIVERS, choose_driver, last, libpq_parameters
+from sa_railway.config.parse import profile_named_in
 from sa_railway.config.profile import Profile, load_profile, suggest
 from sa_railway.config.url import find_url
 from sa_railway.exc import ConfigurationError
@@ -41,7 +42,7 @@ _SQLITE_BUSY = 10.0  # seconds to wait for another writer; twice what sqlite3 do
 def engine_options(
     url: str | URL | None = None,
     *,
-    profile: str | Profile = "web",
+    profile: str | Profile | None = None,
     environ: Mapping[str, str] | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
@@ -53,7 +54,8 @@ def engine_options(
 
     Args:
         url: the database; None looks for it in the environment as ``database_url()`` does.
-        profile: a named profile or one of your own.
+        profile: a named profile or one of your own; None takes the one that the URL names as its
+            ``railway_profile``, or else ``web``.
         environ: the variables to read, ``SA_RAILWAY_*`` among them; None reads those of the
             process.
         **overrides: fields of the profile, and arguments of ``create_engine()`` or of the
@@ -69,6 +71,8 @@ def engine_options(
     environ = os.environ if environ is None else environ
     target = choose_driver(find_url(url, environ=environ))
     knobs, given = _split(overrides, target)
+    if profile is None:
+        profile = profile_named_in(target) or "web"
     resolved = load_profile(profile, knobs, environ)
     pool = _pool_arguments(target, resolved, given, is_async=False)
     given |= {name: value for name, value in pool.items() if name in knobs}
@@ -96,23 +100,22 @@ def complete_arguments(
     as ``engine_from_config()`` reads from a file, stays a text.
 
     Args:
-        url: the database, normalised or not. Only one that is not can hold a
-            ``connect_timeout`` for asyncpg.
+        url: the database, with the driver that the engine will have. Its query is that of libpq or
+            of the driver; only in the former is there a ``connect_timeout`` for asyncpg.
         profile: where the defaults come from.
         given: keyword arguments of ``create_engine()``; they are not changed.
         generated: those that ``engine_options()`` generated, perhaps for another database.
             What equals them in *given* is taken for a default.
         is_async: whether the engine is one for asyncio.
     """
-    target = choose_driver(find_url(url), asyncio=is_async)
     arguments = _without_generated(given, generated)
     connect_args = arguments.pop("connect_args", {})
-    if target.get_backend_name() != "sqlite":
+    if url.get_backend_name() != "sqlite":
         # Flask-SQLAlchemy puts this into the dict that an in-memory bind shares with the others
         connect_args.pop("check_same_thread", None)
-        arguments = _pool_arguments(target, profile, arguments, is_async=is_async) | arguments
+        arguments = _pool_arguments(url, profile, arguments, is_async=is_async) | arguments
     if not any(arguments.get(name) for name in ("pool", "creator", "async_creator")):
-        connect_args = _merge(_connect_defaults(target, profile), connect_args)
+        connect_args = _merge(_connect_defaults(url, profile), connect_args)
     return {**arguments, "connect_args": connect_args} if connect_args else arguments
 
 
@@ -157,7 +160,10 @@ def _fresh(value: Any) -> Any:
 
 
 def _with_plugin(plugins: Any) -> list[str]:
-    names = [plugins] if isinstance(plugins, str) else list(plugins)
+    names = [plugins] if isinstance(plugins, str) else plugins
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ConfigurationError(f"plugins is {plugins!r}; allowed: a list of names")
+    names = list(names)
     return names if "railway" in names else [*names, "railway"]
 
 

@@ -277,9 +277,8 @@ def _check_own_parameters(name: str, url: URL) -> None:
     """Refuse now what would be an error of the driver at the first connect."""
     for key in url.query:
         if key.startswith(_OWN) and key != _PROFILE:
-            guess = suggest(key, [_PROFILE])
             raise ConfigurationError(
-                f"{name} has the parameter {key!r}{guess}; allowed of this package: {_PROFILE}"
+                f"{name} has the parameter {key!r}; allowed of this package: {_PROFILE}"
             )
     profile = profile_named_in(url)
     if profile is not None and profile not in PROFILES:

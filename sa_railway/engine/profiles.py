@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from sa_railway.config.profile import Profile, load_profile
 
-__all__ = ["fault_kinds_of", "profile_of", "remember_profile"]
+__all__ = ["fault_kinds_of", "has_plugin", "profile_of", "remember_profile"]
 
 # By the dialect, which an engine and its copies with other execution options have in common.
 _profiles: weakref.WeakKeyDictionary[Any, Profile] = weakref.WeakKeyDictionary()
@@ -20,6 +20,11 @@ _profiles: weakref.WeakKeyDictionary[Any, Profile] = weakref.WeakKeyDictionary()
 def remember_profile(engine: Engine, profile: Profile) -> None:
     """Note that *engine* was made with *profile*."""
     _profiles[engine.dialect] = profile
+
+
+def has_plugin(engine: Engine) -> bool:
+    """Return whether *engine* was made with the plugin, without which nothing protects it."""
+    return engine.dialect in _profiles
 
 
 def profile_of(engine: Engine) -> Profile:

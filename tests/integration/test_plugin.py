@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import sqlite3
 import weakref
 
@@ -13,12 +14,16 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from marked import MARK
 from sqlalchemy import engine_from_config, event, text
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import async_engine_from_config
 from sqlalchemy.ext.asyncio import create_async_engine as sqlalchemy_async_engine
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
 import sa_railway
+from sa_railway.config import drivers
 from sa_railway.engine import fork, liveness
+from sa_railway.engine.profiles import has_plugin, profile_of
+from sa_railway.exc import ConfigurationError
 
 
 def is_alive(engine):
@@ -209,8 +214,39 @@ def test_a_bare_url_gets_an_asyncio_driver(postgres):
     url = postgres.url.set(drivername="postgresql")
 
     assert sa_railway.create_async_engine(url).url.drivername == "postgresql+asyncpg"
-    assert sqlalchemy_async_engine(url, plugins=["railway"]).url.drivername == "postgresql+asyncpg"
     assert sa_railway.create_async_engine("sqlite://").url.drivername == "sqlite+aiosqlite"
+
+
+@pytest.mark.parametrize("make", [sqlalchemy.create_engine, sqlalchemy_async_engine])
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg2", "postgresql+psycopg"])
+def test_named_in_the_arguments_it_keeps_the_driver_that_sqlalchemy_chooses(postgres, make, scheme):
+    url = postgres.url.set(drivername=scheme)
+    try:
+        plain = make(url)
+    except InvalidRequestError:  # not a driver for asyncio
+        assert make(url, plugins=["railway"]).dialect.driver == "asyncpg"
+        return
+    engine = make(url, plugins=["railway"])
+
+    assert engine.url == plain.url
+    assert engine.dialect.driver == plain.dialect.driver
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+def test_a_driver_that_is_missing_is_replaced(postgres, monkeypatch, driver):
+    monkeypatch.setattr(drivers, "find_spec", lambda name: name == driver)
+    url = postgres.url.set(drivername="postgresql")
+    engine = sqlalchemy.create_engine(url, plugins=["railway"])
+
+    assert engine.dialect.driver == driver
+
+
+def test_options_for_one_driver_suit_the_one_that_sqlalchemy_chooses(postgres, dispose):
+    url = postgres.url.set(drivername="postgresql")
+    engine = dispose(sqlalchemy.create_engine(url, **sa_railway.engine_options(url)))
+
+    assert carries_behaviours(engine)
+    assert engine.dialect.driver == sqlalchemy.create_engine(url).dialect.driver
 
 
 def test_a_listener_that_sets_the_password_of_every_connect_is_heard(postgres, dispose):
@@ -379,3 +415,115 @@ def test_sqlite_waits_for_another_writer_as_long_as_the_caller_says(tmp_path, di
 
     with engine.connect() as connection:
         assert connection.scalar(text("PRAGMA busy_timeout")) == 30_000
+
+
+# Which profile
+
+
+MAKERS = [
+    pytest.param(sa_railway.create_engine, id="create_engine"),
+    pytest.param(
+        lambda url, **how: sa_railway.create_async_engine(url, **how).sync_engine,
+        id="create_async_engine",
+    ),
+    pytest.param(
+        lambda url, **how: sqlalchemy.create_engine(url, **sa_railway.engine_options(url, **how)),
+        id="engine_options",
+    ),
+]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_profile_named_in_the_url_counts_unless_the_caller_names_one(make, monkeypatch):
+    url = "postgresql://u@h/d?plugin=railway&railway_profile=worker"
+
+    assert profile_of(make(url)).name == "worker"
+    assert profile_of(make(url, profile="script")).name == "script"
+    assert profile_of(make("postgresql://u@h/d")).name == "web"
+    assert dict(make(url).url.query) == {}
+
+    monkeypatch.setenv("DATABASE_URL", url)
+    assert profile_of(sa_railway.create_engine()).name == "worker"
+    assert sa_railway.engine_options()["railway_profile"].name == "worker"
+
+
+@pytest.mark.parametrize(
+    ("url", "arguments", "message"),
+    [
+        (
+            "sqlite://",
+            {"railway_profil": "worker"},
+            "railway_profil is not an argument of the plugin; allowed: railway_profile",
+        ),
+        (
+            "sqlite://?railway_leak_after=30",
+            {},
+            "url has the parameter 'railway_leak_after'; allowed of this package: railway_profile",
+        ),
+        (
+            "sqlite://",
+            {"railway_profile": "workers"},
+            "profile is 'workers'; allowed: web, worker, script, serverless "
+            "(did you mean 'worker'?)",
+        ),
+    ],
+)
+def test_a_misspelt_setting_is_refused_when_the_engine_is_made(url, arguments, message):
+    with pytest.raises(ConfigurationError) as caught:
+        sqlalchemy.create_engine(url, plugins=["railway"], **arguments)
+
+    assert str(caught.value) == message
+
+
+def test_an_engine_is_known_to_have_the_plugin_or_not():
+    assert has_plugin(sa_railway.create_engine("sqlite://"))
+    assert has_plugin(sa_railway.create_engine("sqlite://").execution_options(a=1))
+    assert not has_plugin(sqlalchemy.create_engine("sqlite://"))
+
+
+# What an application that works says
+
+
+def lines(caplog):
+    return [r.getMessage() for r in caplog.records if r.name == "sa_railway.plugin"]
+
+
+def test_an_engine_says_once_that_it_is_protected_when_it_first_connects(postgres, dispose, caplog):
+    caplog.set_level(logging.INFO, "sa_railway.plugin")
+    url = with_query(postgres.url, plugin="railway", railway_profile="worker")
+    engine = dispose(sqlalchemy.create_engine(url, plugins=["railway"]))
+    assert lines(caplog) == []
+
+    for _ in range(2):
+        with engine.connect(), engine.connect():
+            pass
+        engine.dispose()
+
+    assert lines(caplog) == [f"{engine.url}: protected by sa_railway, profile worker"]
+    assert [r.levelname for r in caplog.records if r.name == "sa_railway.plugin"] == ["INFO"]
+
+
+def test_each_engine_says_so_by_its_name(postgres, dispose, caplog):
+    caplog.set_level(logging.INFO, "sa_railway.plugin")
+    for name in ("orders", "archive"):
+        engine = dispose(sa_railway.create_engine(postgres.url, logging_name=name))
+        assert is_alive(engine)
+
+    assert lines(caplog) == [
+        "orders: protected by sa_railway, profile web",
+        "archive: protected by sa_railway, profile web",
+    ]
+
+
+def test_an_engine_for_asyncio_says_so_too(postgres, caplog):
+    async def connect_twice():
+        engine = sa_railway.create_async_engine(postgres.url, logging_name="shop")
+        for _ in range(2):
+            async with engine.connect(), engine.connect():
+                pass
+        await engine.dispose()
+
+    caplog.set_level(logging.INFO, "sa_railway.plugin")
+    asyncio.run(connect_twice())
+
+    assert lines(caplog) == ["shop: protected by sa_railway, profile web"]

@@ -19,8 +19,10 @@ from sqlalchemy.pool import (
     StaticPool,
 )
 
+from sa_railway.config.drivers import choose_driver
 from sa_railway.config.options import complete_arguments, engine_options
 from sa_railway.config.profile import PROFILES, Profile
+from sa_railway.config.url import find_url
 from sa_railway.exc import ConfigurationError
 
 PSYCOPG2 = "postgresql+psycopg2://u:pw@h/d"
@@ -69,7 +71,8 @@ def complete(
     generated: Mapping[str, Any] = MappingProxyType({}),
     is_async: bool = False,
 ) -> dict[str, Any]:
-    return complete_arguments(make_url(url), profile, given, generated=generated, is_async=is_async)
+    target = choose_driver(find_url(url), asyncio=is_async)
+    return complete_arguments(target, profile, given, generated=generated, is_async=is_async)
 
 
 def connect_args(url: str, **how: Any) -> dict[str, Any]:
@@ -403,6 +406,13 @@ def test_override_of_create_engine_is_passed_on() -> None:
 )
 def test_other_plugins_are_kept(plugins: Any, expected: list[str]) -> None:
     assert options(PSYCOPG2, plugins=plugins)["plugins"] == expected
+
+
+@pytest.mark.parametrize("plugins", [None, 5, ["railway", 5]])
+def test_plugins_that_are_no_names_are_refused(plugins: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        options(PSYCOPG2, plugins=plugins)
+    assert str(caught.value) == f"plugins is {plugins!r}; allowed: a list of names"
 
 
 def test_connect_args_that_are_no_dict_are_refused_without_showing_them() -> None:

@@ -13,6 +13,7 @@ from marked import MARK
 from sqlalchemy import URL, make_url
 
 from sa_railway.config import drivers
+from sa_railway.config.parse import plugin_parameters
 from sa_railway.config.url import (
     database_url,
     find_url,
@@ -318,8 +319,7 @@ def test_url_is_normalized(given: str, expected: str) -> None:
         ),
         pytest.param(
             "postgresql://h/d?railway_profil=worker",
-            "has the parameter 'railway_profil' (did you mean 'railway_profile'?); allowed of this "
-            "package: railway_profile",
+            "has the parameter 'railway_profil'; allowed of this package: railway_profile",
             id="unknown parameter of ours",
         ),
         pytest.param(
@@ -889,3 +889,16 @@ def test_only_the_host_of_a_url_counts(url: str) -> None:
 )
 def test_private_host_is_told_by_its_name(host: str | None, expected: bool) -> None:
     assert is_private_host(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("", []),
+        ("?sslmode=require&application_name=railway_plugin", []),
+        ("?plugin=railway&sslmode=require", ["plugin"]),
+        ("?railway_profile=web&plugin=a&plugin=railway", ["plugin", "railway_profile"]),
+    ],
+)
+def test_what_other_programs_refuse_in_a_url_is_known(query: str, expected: list[str]) -> None:
+    assert plugin_parameters(find_url(f"postgresql://u:pw@h/d{query}")) == expected
