@@ -72,7 +72,7 @@ _SHAPE = re.compile(
     r"(?P<server>[^/?]*)(?P<path>[^?]*)(?P<query>.*)",
     re.DOTALL,
 )
-_QUERY = re.compile(r"\?\w+=")
+_QUERY = re.compile(r"\?[a-z][a-z0-9_.]*=[^&]*(&[a-z][a-z0-9_.]*=[^&]*)*")
 _HOST_ELSEWHERE = re.compile(r"[?&](host|hostaddr|service)=")
 _HALF = re.compile(r":\d*|[^:]+:|\[.*\]:")  # "@:/db", "@:5432/db", "@host:/db"
 _HOST_IN_LIST = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::([0-9]*))?")
@@ -196,7 +196,7 @@ def _read(name: str, text: str) -> URL | None:
 
 def _holds_rest_of_password(shape: re.Match[str]) -> bool:
     """Return whether an @ stands where only that of an unescaped password could come from."""
-    if "@" in shape["query"] and not _QUERY.match(shape["query"]):
+    if "@" in shape["query"] and not _QUERY.fullmatch(shape["query"]):
         return True
     if shape["password"] is None:
         return re.search(":[^@]*@", shape["path"]) is not None

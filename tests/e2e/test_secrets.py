@@ -265,7 +265,7 @@ def test_a_server_that_does_not_answer(
 
 BROKEN = {
     "half-rendered": f"postgresql://postgres:{MARK}@:/railway",
-    "quoted": f"'postgresql://postgres:{MARK}@h/railway'",
+    "quoted": f"'postgresql://postgres:{MARK}@h/railway",
     "not resolved": f"postgresql://postgres:{MARK}@${{{{Postgres.HOST}}}}/railway",
     "other scheme": f"postgrex://postgres:{MARK}@h/railway",
     "other driver": f"postgresql+psycopg9://postgres:{MARK}@h/railway",

@@ -300,6 +300,9 @@ def test_url_is_normalized(given: str, expected: str) -> None:
             f"postgresql://u:x@y?{PASSWORD}@h/d", UNREADABLE, id="@ and ? in the password"
         ),
         pytest.param(
+            f"postgresql://u:x@y?a=b&{PASSWORD}@h/d", UNREADABLE, id="@, ? and & in the password"
+        ),
+        pytest.param(
             f"mysql://u:x@y/{PASSWORD}?z@h/d", UNREADABLE, id="@, / and ? in it, of MySQL"
         ),
         pytest.param(f"postgresql:///u:{PASSWORD}@h/d", UNREADABLE, id="a slash too many"),
