@@ -19,7 +19,7 @@ from sa_railway.config.options import complete_arguments, engine_options
 from sa_railway.config.parse import parse_url, plugin_parameters, profile_named_in
 from sa_railway.config.profile import Profile, load_profile
 from sa_railway.config.url import find_url
-from sa_railway.engine import disconnect, fork, lifetime, liveness
+from sa_railway.engine import attempt, disconnect, fork, lifetime, liveness
 from sa_railway.engine.connect import Patience
 from sa_railway.engine.naming import engine_name
 from sa_railway.engine.profiles import remember_profile
@@ -69,11 +69,11 @@ class RailwayPlugin(CreateEnginePlugin):
             target, profile, kwargs, generated=generated, is_async=is_async
         )
         self._profile = _as_asked(profile, arguments)
-        self._patience = Patience(self._profile, is_async=is_async)
+        # a pool that the caller made connects as it was made to, perhaps for another engine, too
+        makes_pool = arguments.get("pool") is None
+        self._patience = Patience(self._profile, is_async=is_async) if makes_pool else None
         if "pool_pre_ping" in arguments and target.get_backend_name() != "sqlite":
             arguments["pool_pre_ping"] = False  # liveness takes its place
-        if "creator" in arguments:
-            arguments["creator"] = self._patience.wrap_creator(arguments["creator"])
         kwargs.clear()
         kwargs.update(arguments)
 
@@ -95,7 +95,9 @@ class RailwayPlugin(CreateEnginePlugin):
         remember_profile(engine, self._profile)
         track(engine)
         fork.listen(engine)
-        self._patience.listen(engine)
+        attempt.surround(engine)
+        if self._patience is not None:
+            self._patience.listen(engine)
         disconnect.listen(engine, self._profile)
         lifetime.listen(engine, self._profile)
         liveness.listen(engine, self._profile)

@@ -20,7 +20,7 @@ from sa_railway.config.profile import Profile, load_profile, suggest
 from sa_railway.config.url import find_url
 from sa_railway.exc import ConfigurationError
 
-__all__ = ["complete_arguments", "engine_options"]
+__all__ = ["CONNECT_TIMEOUTS", "complete_arguments", "engine_options"]
 
 # What SQLAlchemy documents of create_engine() and create_async_engine(), but for the arguments
 # that are fields of a profile or belong to the dialect.
@@ -35,7 +35,15 @@ _MYSQL_TIMEOUTS = dict.fromkeys(
     ("mysqldb", "pymysql", "asyncmy", "aiomysql", "mariadbconnector"), "connect_timeout"
 ) | {"mysqlconnector": "connection_timeout"}
 
+CONNECT_TIMEOUTS = {
+    **dict.fromkeys(LIBPQ_DRIVERS, "connect_timeout"),
+    "asyncpg": "timeout",
+    **_MYSQL_TIMEOUTS,
+}
+"""The argument by which a driver takes its limit for connecting."""
+
 _NAME_BYTES = 63  # what PostgreSQL keeps of a name
+_CONNECT_TIMEOUT = Profile().connect_timeout
 _SQLITE_BUSY = 10.0  # seconds to wait for another writer; twice what sqlite3 does by itself
 
 
@@ -214,10 +222,10 @@ def _connect_defaults(url: URL, profile: Profile) -> dict[str, Any]:
 
 
 def _libpq_defaults(driver: str, profile: Profile) -> dict[str, Any]:
-    defaults: dict[str, Any] = {
-        "connect_timeout": math.ceil(profile.connect_timeout),
-        "keepalives": int(profile.keepalives),
-    }
+    defaults: dict[str, Any] = {"keepalives": int(profile.keepalives)}
+    # libpq reads the variable where no argument is in the way; the profile's own default would be
+    if not (os.environ.get("PGCONNECT_TIMEOUT") and profile.connect_timeout == _CONNECT_TIMEOUT):
+        defaults["connect_timeout"] = math.ceil(profile.connect_timeout)
     if profile.keepalives:
         defaults |= {
             "keepalives_idle": profile.keepalives_idle,
@@ -235,7 +243,7 @@ def _libpq_defaults(driver: str, profile: Profile) -> dict[str, Any]:
 
 def _asyncpg_defaults(url: URL, profile: Profile) -> dict[str, Any]:
     in_url = libpq_parameters(url)
-    defaults: dict[str, Any] = {"timeout": _asyncpg_timeout(url) or profile.connect_timeout}
+    defaults: dict[str, Any] = {"timeout": _asyncpg_timeout(url, profile)}
     if profile.application_name and "application_name" not in in_url:
         name = _truncate(profile.application_name)
         defaults["server_settings"] = {"application_name": name}
@@ -246,9 +254,14 @@ def _asyncpg_defaults(url: URL, profile: Profile) -> dict[str, Any]:
     return defaults
 
 
-def _asyncpg_timeout(url: URL) -> float | None:
-    """Return the limit for connecting that *url* holds: a text, where asyncpg wants a number."""
-    text = last(url.query.get("connect_timeout") or url.query.get("timeout") or "0")
+def _asyncpg_timeout(url: URL, profile: Profile) -> float | None:
+    """Return the limit for connecting: that of *url*, a text where asyncpg wants a number.
+
+    As for libpq, 0 is no limit, which is None for asyncpg.
+    """
+    text = last(url.query.get("connect_timeout") or url.query.get("timeout") or "")
+    if not text:
+        return profile.connect_timeout
     try:
         return max(float(text), 0.0) or None
     except ValueError:

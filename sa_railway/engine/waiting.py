@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 # Not in SQLAlchemy's documentation, but there is no other way to wait in an asyncio engine before
 # it has a connection. tests/chaos/test_connect.py fails when it moves.
 from sqlalchemy.util import await_only
 
-__all__ = ["attempt_limit", "backoff_delay", "is_impatient", "sleeper"]
+from sa_railway.engine.stopping import is_stopping
+
+__all__ = ["attempt_limit", "backoff_delay", "is_impatient", "parts", "sleeper"]
 
 is_impatient: ContextVar[bool] = ContextVar("is_impatient", default=False)
-"""Set while somebody who has a rhythm of his own connects: one attempt, and no breaker."""
+"""Set where the caller has its own rhythm: one attempt, and no breaker."""
 
 attempt_limit: ContextVar[float] = ContextVar("attempt_limit", default=float("inf"))
 """Seconds that such an attempt may take, for each address of the server; from 2 on."""
+
+_LONGEST_SLEEP = 0.25  # within which a process that is being stopped stops waiting
 
 
 def backoff_delay(number: int, *, base: float, cap: float) -> float:
@@ -39,8 +43,19 @@ def backoff_delay(number: int, *, base: float, cap: float) -> float:
 
 def sleeper(*, is_async: bool) -> Callable[[float], None]:
     """Return the ``sleep()`` of an engine: one of asyncio lets its event loop run meanwhile."""
-    return _sleep_in_loop if is_async else time.sleep
+    return _sleep_in_loop if is_async else _sleep
+
+
+def _sleep(seconds: float) -> None:
+    time.sleep(seconds)  # looked up at each call: gevent may have replaced it since the import
 
 
 def _sleep_in_loop(seconds: float) -> None:
     await_only(asyncio.sleep(seconds))
+
+
+def parts(seconds: float) -> Iterator[float]:
+    """Yield what to sleep next until *seconds* have passed or the process is being stopped."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and not is_stopping():
+        yield min(left, _LONGEST_SLEEP)

@@ -3,14 +3,16 @@
 import asyncio
 import logging
 import re
+import socket
 import time
 import traceback
 
+import asyncpg
 import psycopg2
 import pytest
 import sqlalchemy
 from marked import MARK, MarkedPostgres
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 import sa_railway
 from sa_railway import events
@@ -127,6 +129,126 @@ def test_asyncio_waits_without_blocking_the_loop(postgres, driver, failures):
 
     assert result == 1
     assert ticks > 3
+
+
+def ask_at_each_attempt(engine, port, refused_port):
+    """Send the first three attempts of *engine* to a port where nothing listens."""
+    asked = []
+
+    @event.listens_for(engine, "do_connect")
+    def provide_port(dialect, record, arguments, named):
+        asked.append(named["host"])
+        named["port"] = refused_port if len(asked) <= 3 else port
+
+    return asked
+
+
+@pytest.mark.parametrize("driver", SYNC)
+def test_every_attempt_asks_the_listeners_again(postgres, driver, refused_port):
+    """Such as for the address of a server that has moved, or a token that has expired."""
+    engine = sa_railway.create_engine(postgres.url_for(driver))
+    asked = ask_at_each_attempt(engine, postgres.port, refused_port)
+
+    assert scalar(engine) == 1
+    assert len(asked) == 4
+    engine.dispose()
+    assert scalar(engine) == 1  # in the pool that came after it, too
+    assert len(asked) == 5
+    engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg_async"])
+def test_every_attempt_asks_the_listeners_again_in_asyncio(postgres, driver, refused_port):
+    async def main():
+        engine = sa_railway.create_async_engine(postgres.url_for(driver))
+        asked = ask_at_each_attempt(engine.sync_engine, postgres.port, refused_port)
+        result = await async_scalar(engine)
+        await engine.dispose()
+        return result, len(asked)
+
+    assert asyncio.run(main()) == (1, 4)
+
+
+@pytest.fixture
+def refused_port():
+    """A port where nothing listens, and nothing else will during the test."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+@pytest.mark.parametrize("takes_record", [False, True])
+def test_every_attempt_calls_the_creator_again(postgres, takes_record, refused_port):
+    calls = []
+
+    def connect(record=None):
+        calls.append(record)
+        port = refused_port if len(calls) <= 2 else postgres.port
+        return psycopg2.connect(host="127.0.0.1", port=port, user="postgres", dbname="postgres")
+
+    def with_record(record):
+        return connect(record)
+
+    creator = with_record if takes_record else connect
+    engine = sa_railway.create_engine(postgres.url, creator=creator)
+
+    assert scalar(engine) == 1
+    assert len(calls) == 3
+    assert (calls[0] is not None) == takes_record
+    engine.dispose()
+
+
+def test_an_async_creator_is_asked_again_also_by_the_probe_of_the_breaker(postgres, refused_port):
+    ports = iter([refused_port, refused_port, postgres.port])
+
+    async def creator():
+        return await asyncpg.connect(
+            host="127.0.0.1", port=next(ports), user="postgres", database="postgres"
+        )
+
+    async def main():
+        engine = sa_railway.create_async_engine(
+            postgres.url_for("asyncpg"), async_creator=creator, connect_patience=0, breaker_pause=0
+        )
+        for _ in range(2):
+            with pytest.raises(ConnectionRefusedError):
+                await async_scalar(engine)
+        result = await async_scalar(engine)
+        await engine.dispose()
+        return result
+
+    assert asyncio.run(main()) == 1
+
+
+def test_a_pool_that_the_application_made_connects_as_it_was_made_to(postgres, failures):
+    attempts = []
+
+    def creator():
+        attempts.append(1)
+        raise psycopg2.OperationalError("connection to server failed: Connection refused")
+
+    pool = sqlalchemy.pool.QueuePool(creator)
+    engine = sa_railway.create_engine(postgres.url, pool=pool)
+
+    with pytest.raises(sqlalchemy.exc.OperationalError):
+        engine.connect()
+    assert len(attempts) == 1
+    assert failures == []
+
+
+def test_asyncpg_reaches_the_second_host_when_the_first_never_answers(postgres):
+    async def main(url):
+        engine = sa_railway.create_async_engine(url, connect_timeout=2)
+        result = await async_scalar(engine)
+        await engine.dispose()
+        return result
+
+    with ChaosProxy(postgres.url) as proxy:
+        proxy.freeze()
+        hosts = [f"127.0.0.1:{port}" for port in (proxy.port, postgres.port)]
+        url = postgres.url_for("asyncpg").set(host=None, port=None)
+        assert asyncio.run(main(url.update_query_dict({"host": hosts}))) == 1
+        assert proxy.accepted == 1
 
 
 @pytest.fixture(scope="module")

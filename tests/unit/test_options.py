@@ -266,10 +266,26 @@ def test_server_settings_of_the_caller_are_completed() -> None:
 
 @pytest.mark.parametrize(
     ("query", "timeout"),
-    [("connect_timeout=3", 3.0), ("timeout=2.5", 2.5), ("connect_timeout=-1", 10.0), ("", 10.0)],
+    [
+        ("connect_timeout=3", 3.0),
+        ("timeout=2.5", 2.5),
+        ("connect_timeout=0", None),  # no limit, as libpq has it
+        ("connect_timeout=-1", None),
+        ("", 10.0),
+    ],
 )
-def test_timeout_in_the_url_becomes_a_number_for_asyncpg(query: str, timeout: float) -> None:
+def test_timeout_in_the_url_becomes_a_number_for_asyncpg(query: str, timeout: float | None) -> None:
     assert connect_args(f"{ASYNCPG}?{query}") == {"timeout": timeout}
+
+
+@pytest.mark.parametrize("url", [PSYCOPG2, PSYCOPG])
+def test_a_limit_that_libpq_finds_in_the_environment_is_left_to_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "30")
+
+    assert "connect_timeout" not in connect_args(url)
+    assert connect_args(url, profile=Profile(connect_timeout=5))["connect_timeout"] == 5
 
 
 def test_timeout_in_the_url_that_is_no_number_is_refused() -> None:

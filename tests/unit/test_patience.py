@@ -1,8 +1,12 @@
 """Connecting with patience, and the breaker that ends it, on a clock of the test's own."""
 
+import asyncio
 import itertools
 import os
+import signal
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import psycopg2
@@ -10,8 +14,10 @@ import pytest
 
 from sa_railway import events
 from sa_railway.config.profile import Profile
-from sa_railway.engine import connect, waiting
-from sa_railway.engine.connect import Breaker, Patience
+from sa_railway.engine import breaker, connect, stopping, waiting
+from sa_railway.engine.attempt import surround
+from sa_railway.engine.breaker import Breaker
+from sa_railway.engine.connect import Patience
 from sa_railway.engine.waiting import backoff_delay
 from sa_railway.exc import DatabaseUnavailableError
 
@@ -20,7 +26,7 @@ WRONG_PASSWORD = 'connection to server failed: FATAL:  password authentication f
 
 
 class Clock:
-    """Time that passes only when somebody sleeps."""
+    """Time that passes only in sleep."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -37,6 +43,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
+    monkeypatch.setattr(breaker, "time", clock)
     monkeypatch.setattr(connect, "time", clock)
     monkeypatch.setattr(waiting, "time", clock)
     return clock
@@ -48,7 +55,7 @@ def longest_pauses(monkeypatch):
 
 
 def server(*outcomes):
-    """A connect() that raises or returns one outcome after the other, the last one for ever."""
+    """A connect() that raises or returns one outcome after the other, then the last one again."""
     remaining = itertools.chain(outcomes, itertools.repeat(outcomes[-1]))
 
     def connect(**kwargs):
@@ -62,20 +69,30 @@ def server(*outcomes):
     return connect
 
 
-def test_a_server_that_comes_back_is_waited_for(clock, longest_pauses):
-    patient = Patience(Profile(), is_async=False).wrap(server(REFUSED, REFUSED, "connection"))
+def patient(connect, profile=None, *, is_async=False):
+    """The function by which the pool of an engine connects, with *connect* for its dialect's."""
+    engine = SimpleNamespace(dialect=SimpleNamespace(connect=connect, driver="psycopg2"))
+    surround(engine)
+    patience = Patience(profile or Profile(), is_async=is_async)
+    creator = patience.wrap(lambda record: engine.dialect.connect())
+    return lambda: creator(None)
 
-    assert patient() == "connection"
-    assert clock.sleeps == [0.05, 0.1]
+
+def test_a_server_that_comes_back_is_waited_for(clock, longest_pauses):
+    assert patient(server(REFUSED, REFUSED, "connection"))() == "connection"
+    assert clock.sleeps == pytest.approx([0.05, 0.1])
 
 
 def test_pauses_double_up_to_the_cap_and_end_with_the_patience(clock, longest_pauses):
-    patient = Patience(Profile(connect_patience=4), is_async=False).wrap(server(REFUSED))
+    seen = []
+    unsubscribe = events.subscribe(seen.append)
 
     with pytest.raises(ConnectionRefusedError):
-        patient()
+        patient(server(REFUSED), Profile(connect_patience=4))()
 
-    assert clock.sleeps[:6] == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0]
+    unsubscribe()
+    pauses = [e.delay for e in seen if isinstance(e, events.ConnectAttemptFailed)]
+    assert pauses[:6] == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0]
     assert sum(clock.sleeps) == pytest.approx(4)
 
 
@@ -91,23 +108,42 @@ def test_a_late_attempt_does_not_overflow():
     assert 0 <= backoff_delay(100_000, base=0.05, cap=1.0) <= 1
 
 
-def test_the_driver_is_not_given_more_time_than_is_left(clock, longest_pauses):
+def test_every_attempt_has_the_whole_limit_of_the_driver(clock, longest_pauses):
     connect = server(REFUSED, REFUSED, REFUSED, "connection")
-    patient = Patience(Profile(connect_patience=6), is_async=False).wrap(connect)
+    engine = SimpleNamespace(dialect=SimpleNamespace(connect=connect, driver="psycopg2"))
+    surround(engine)
+    arguments = {"connect_timeout": 10, "host": "h"}
+    profile = Profile(connect_patience=1, breaker_pause=0)
 
-    patient(connect_timeout=10, host="h")
+    Patience(profile, is_async=False).wrap(lambda record: engine.dialect.connect(**arguments))(None)
 
-    assert [call["connect_timeout"] for call in connect.calls] == [6, 6, 6, 6]
-    assert {call["host"] for call in connect.calls} == {"h"}
+    assert connect.calls == [arguments] * 4
+
+
+@pytest.mark.parametrize("given", [{"connect_timeout": 10}, {"connect_timeout": "10"}, {}])
+@pytest.mark.parametrize("unlimited", [{}, {"connect_timeout": 0}])
+def test_a_limit_of_the_caller_bounds_what_the_driver_may_take(given, unlimited):
+    connect = server("connection")
+    engine = SimpleNamespace(dialect=SimpleNamespace(connect=connect, driver="psycopg2"))
+    surround(engine)
+
+    def connect_within(seconds):
+        engine.dialect.connect(**{**unlimited, **given})
+
+    for seconds in (0.1, 3.5):
+        token = waiting.attempt_limit.set(seconds)
+        connect_within(seconds)
+        waiting.attempt_limit.reset(token)
+
+    assert [call["connect_timeout"] for call in connect.calls] == [2, 4]
 
 
 def test_a_wrong_password_is_raised_at_once_with_the_fix(clock):
     error = psycopg2.OperationalError(WRONG_PASSWORD)
     connect = server(error)
-    patient = Patience(Profile(), is_async=False).wrap(connect)
 
     with pytest.raises(psycopg2.OperationalError) as caught:
-        patient()
+        patient(connect)()
 
     assert caught.value is error
     assert len(connect.calls) == 1
@@ -116,12 +152,10 @@ def test_a_wrong_password_is_raised_at_once_with_the_fix(clock):
 
 
 def test_the_last_error_says_how_long_was_tried(clock, longest_pauses):
-    patient = Patience(Profile(connect_patience=1), is_async=False).wrap(
-        server(ConnectionRefusedError(111, "Connection refused"))
-    )
+    error = ConnectionRefusedError(111, "Connection refused")
 
     with pytest.raises(ConnectionRefusedError) as caught:
-        patient()
+        patient(server(error), Profile(connect_patience=1))()
 
     assert caught.value.__notes__[0].endswith("(6 attempts in 1.0 s)")
 
@@ -130,20 +164,20 @@ def test_no_patience_means_one_attempt(clock):
     connect = server(REFUSED)
 
     with pytest.raises(ConnectionRefusedError):
-        Patience(Profile(connect_patience=0), is_async=False).wrap(connect)()
+        patient(connect, Profile(connect_patience=0))()
 
     assert len(connect.calls) == 1
 
 
 def test_after_an_outlasted_patience_connects_fail_at_once(clock, longest_pauses):
     connect = server(REFUSED)
-    patient = Patience(Profile(connect_patience=1), is_async=False).wrap(connect)
+    connects = patient(connect, Profile(connect_patience=1))
     with pytest.raises(ConnectionRefusedError):
-        patient()
+        connects()
     tried = len(connect.calls)
 
     with pytest.raises(DatabaseUnavailableError) as caught:
-        patient()
+        connects()
 
     assert str(caught.value) == (
         "the database could not be reached, and will be tried again in 2.0 s; "
@@ -156,16 +190,16 @@ def test_after_an_outlasted_patience_connects_fail_at_once(clock, longest_pauses
 
 def test_a_probe_that_fails_reopens_the_breaker_after_one_attempt(clock, longest_pauses):
     connect = server(REFUSED)
-    patient = Patience(Profile(connect_patience=1), is_async=False).wrap(connect)
+    connects = patient(connect, Profile(connect_patience=1))
     with pytest.raises(ConnectionRefusedError):
-        patient()
+        connects()
     clock.now += 2
     tried = len(connect.calls)
 
     with pytest.raises(ConnectionRefusedError):
-        patient()
+        connects()
     with pytest.raises(DatabaseUnavailableError):
-        patient()
+        connects()
 
     assert len(connect.calls) == tried + 1
 
@@ -173,14 +207,12 @@ def test_a_probe_that_fails_reopens_the_breaker_after_one_attempt(clock, longest
 def test_a_probe_that_succeeds_lets_everybody_in_and_is_announced(clock, longest_pauses):
     seen = []
     unsubscribe = events.subscribe(seen.append)
-    patient = Patience(Profile(connect_patience=0), is_async=False).wrap(
-        server(REFUSED, "connection")
-    )
+    connects = patient(server(REFUSED, "connection"), Profile(connect_patience=0))
     with pytest.raises(ConnectionRefusedError):
-        patient()
+        connects()
     clock.now += 2
 
-    assert [patient(), patient()] == ["connection", "connection"]
+    assert [connects(), connects()] == ["connection", "connection"]
     unsubscribe()
     assert [type(event) for event in seen] == [
         events.BreakerOpened,
@@ -191,63 +223,138 @@ def test_a_probe_that_succeeds_lets_everybody_in_and_is_announced(clock, longest
 
 
 def test_an_answer_closes_the_breaker_even_if_it_is_a_refusal(clock, longest_pauses):
-    patient = Patience(Profile(connect_patience=0), is_async=False).wrap(
-        server(REFUSED, psycopg2.OperationalError(WRONG_PASSWORD), "connection")
+    connects = patient(
+        server(REFUSED, psycopg2.OperationalError(WRONG_PASSWORD), "connection"),
+        Profile(connect_patience=0),
     )
     with pytest.raises(ConnectionRefusedError):
-        patient()
+        connects()
     clock.now += 2
     with pytest.raises(psycopg2.OperationalError):
-        patient()
+        connects()
 
-    assert patient() == "connection"
+    assert connects() == "connection"
 
 
 def test_only_one_probe_at_a_time(clock):
-    breaker = Breaker(pause=2)
+    breaker = Breaker(pause=2, probe_limit=12)
     breaker.open(REFUSED)
     clock.now += 2
 
-    assert breaker.enter() is True
+    assert breaker.enter("first") is True
     with pytest.raises(DatabaseUnavailableError, match=r"tried again in 0\.0 s"):
-        breaker.enter()
+        breaker.enter("second")
 
 
 def test_a_patience_that_ends_late_does_not_let_a_second_probe_in(clock):
-    breaker = Breaker(pause=2)
+    breaker = Breaker(pause=2, probe_limit=12)
     breaker.open(REFUSED)
     clock.now += 2
-    assert breaker.enter() is True
+    assert breaker.enter("first") is True
 
     breaker.open(REFUSED)
     clock.now += 2
 
     with pytest.raises(DatabaseUnavailableError):
-        breaker.enter()
-    breaker.leave()
-    assert breaker.enter() is True
+        breaker.enter("second")
+    breaker.leave("second")
+    with pytest.raises(DatabaseUnavailableError):
+        breaker.enter("second")
+    breaker.leave("first")
+    assert breaker.enter("second") is True
+
+
+def test_a_probe_that_never_leaves_loses_its_turn(clock):
+    breaker = Breaker(pause=2, probe_limit=12)
+    breaker.open(REFUSED)
+    clock.now += 2
+    breaker.enter("first")
+    clock.now += 12
+
+    assert breaker.enter("second") is True
+
+
+class AlarmError(Exception):
+    """What a signal handler raises."""
+
+
+def raise_at(line):
+    """Trace the modules of the breaker, and raise at the *line*-th line that runs in them."""
+    passed = itertools.count()
+
+    def trace(frame, happened, argument):
+        if frame.f_globals.get("__name__") not in (connect.__name__, breaker.__name__):
+            return None
+        if happened == "line" and next(passed) == line:
+            sys.settrace(None)
+            raise AlarmError
+        return trace
+
+    sys.settrace(trace)
+
+
+def interrupted_at(line, clock):
+    """Interrupt a probe at that line, then connect; return whether the probe ran to its end."""
+    connects = patient(server(REFUSED, "connection"), Profile(connect_patience=0))
+    with pytest.raises(ConnectionRefusedError):
+        connects()
+    clock.now += 2
+    raise_at(line)
+    try:
+        connects()
+        is_over = True
+    except AlarmError:
+        is_over = False
+    finally:
+        sys.settrace(None)
+    clock.now += 12  # what one attempt may take
+    assert connects() == "connection", line
+    return is_over
+
+
+def test_no_interruption_at_any_line_keeps_the_breaker_half_open(clock):
+    """As by the handler of an alarm, a greenlet that is killed, or Ctrl-C."""
+
+    def interrupt_at_every_line():
+        return next(line for line in itertools.count() if interrupted_at(line, clock))
+
+    with ThreadPoolExecutor(1) as thread:  # whose trace and pending exceptions are its own
+        lines = thread.submit(interrupt_at_every_line).result()
+
+    assert lines > 20
+
+
+def test_a_signal_handler_may_connect_while_the_breaker_is_asked(clock):
+    breaker = Breaker(pause=2, probe_limit=12)
+    breaker.open(REFUSED)
+
+    with breaker._lock, pytest.raises(DatabaseUnavailableError):
+        breaker.enter("the handler")
 
 
 def test_an_interrupted_probe_leaves_its_place_to_the_next(clock):
-    patient = Patience(Profile(connect_patience=0), is_async=False).wrap(
-        server(REFUSED, KeyboardInterrupt(), "connection")
+    connects = patient(
+        server(REFUSED, KeyboardInterrupt(), "connection"), Profile(connect_patience=0)
     )
     with pytest.raises(ConnectionRefusedError):
-        patient()
+        connects()
     clock.now += 2
     with pytest.raises(KeyboardInterrupt):
-        patient()
+        connects()
 
-    assert patient() == "connection"
+    assert connects() == "connection"
 
 
 def test_a_forked_child_is_not_bound_by_the_breaker_of_its_parent(clock, monkeypatch):
-    breaker = Breaker(pause=2)
+    breaker = Breaker(pause=2, probe_limit=12)
     breaker.open(REFUSED)
-    breaker._lock.acquire()  # a thread of the parent is within the breaker when it forks
+    # a thread of the parent is within the breaker when it forks
+    thread = threading.Thread(target=breaker._lock.acquire)
+    thread.start()
+    thread.join()
     monkeypatch.setattr(os, "getpid", lambda: -1)
 
-    assert breaker.enter() is False
+    assert breaker.enter("the child") is False
 
 
 def test_threads_wait_side_by_side(clock, longest_pauses):
@@ -260,9 +367,9 @@ def test_threads_wait_side_by_side(clock, longest_pauses):
             raise REFUSED
         return "connection"
 
-    patient = Patience(Profile(), is_async=False).wrap(connect)
+    connects = patient(connect)
     results = []
-    threads = [threading.Thread(target=lambda: results.append(patient())) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: results.append(connects())) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -271,9 +378,152 @@ def test_threads_wait_side_by_side(clock, longest_pauses):
     assert results == ["connection", "connection"]
 
 
-def test_a_creator_keeps_the_number_of_arguments_it_had():
-    patience = Patience(Profile(), is_async=False)
+def test_an_error_of_a_listener_is_none_of_the_server(clock):
+    """Such as of the service that it asks for a token."""
+    outcomes = iter([ConnectionRefusedError(111, "no token"), "token"])
 
-    assert patience.wrap_creator(lambda: "plain")() == "plain"
-    assert patience.wrap_creator(lambda record: record)("record") == "record"
-    assert patience.wrap_creator(lambda dsn="x": dsn)() == "x"
+    def creator(record):
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    connects = Patience(Profile(), is_async=False).wrap(creator)
+
+    with pytest.raises(ConnectionRefusedError, match="no token") as caught:
+        connects(None)
+    assert not hasattr(caught.value, "__notes__")
+    assert connects(None) == "token"
+    assert clock.sleeps == []
+
+
+def test_an_error_of_a_listener_leaves_the_breaker_open(clock):
+    engine = SimpleNamespace(dialect=SimpleNamespace(connect=server(REFUSED), driver="psycopg2"))
+    surround(engine)
+    tokens = iter(["token", LookupError("no token")])
+
+    def creator(record):
+        token = next(tokens)
+        if isinstance(token, LookupError):
+            raise token
+        return engine.dialect.connect(password=token)
+
+    patience = Patience(Profile(connect_patience=0, breaker_pause=2), is_async=False)
+    connects = patience.wrap(creator)
+    with pytest.raises(ConnectionRefusedError):
+        connects(None)
+    clock.now += 2
+    with pytest.raises(LookupError):  # of the probe
+        connects(None)
+
+    assert patience._breaker.enter("the next probe") is True
+
+
+def test_a_running_event_loop_is_not_stopped_by_a_wait(clock):
+    connect = server(REFUSED)
+    connects = patient(connect)
+
+    async def main():
+        with pytest.raises(ConnectionRefusedError):
+            connects()
+        with pytest.raises(ConnectionRefusedError):  # and not one of an open breaker
+            connects()
+
+    asyncio.run(main())
+
+    assert len(connect.calls) == 2
+    assert clock.sleeps == []
+
+
+@pytest.fixture
+def sigterm():
+    """Put a handler in the place of SIGTERM's; yield what it was called with."""
+    calls = []
+    before = signal.signal(signal.SIGTERM, lambda *call: calls.append(call))
+    yield calls
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def running(monkeypatch):
+    """Let a SIGTERM of this test be forgotten after it."""
+    monkeypatch.setattr(stopping, "_stopped_pid", None)
+
+
+def test_a_process_that_is_being_stopped_does_not_wait(clock, sigterm, running):
+    attempts = itertools.count(1)
+
+    def connect():
+        if next(attempts) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        raise REFUSED
+
+    connects = patient(connect)
+    with pytest.raises(ConnectionRefusedError):
+        connects()
+    assert next(attempts) == 4
+    assert len(sigterm) == 1
+
+    with pytest.raises(ConnectionRefusedError):  # the breaker is not open
+        connects()
+    assert next(attempts) == 6
+
+
+def test_a_wait_ends_when_the_process_is_being_stopped(clock, sigterm, running, longest_pauses):
+    def sleep(seconds):
+        clock.sleeps.append(seconds)
+        clock.now += seconds
+        if len(clock.sleeps) == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    clock.sleep = sleep
+    connect = server(REFUSED)
+
+    with pytest.raises(ConnectionRefusedError):
+        patient(connect, Profile(backoff_base=30, backoff_cap=30, connect_patience=100))()
+
+    assert clock.sleeps == [0.25, 0.25]
+    assert len(connect.calls) == 2
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_signal_without_a_handler_is_left_alone(handler):
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        stopping.watch()
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_is_watched_once_and_again_when_its_handler_is_replaced(sigterm, running):
+    stopping.watch()
+    watched = signal.getsignal(signal.SIGTERM)
+    stopping.watch()
+    assert signal.getsignal(signal.SIGTERM) is watched
+
+    order = []
+    signal.signal(signal.SIGTERM, lambda *call: (order.append("outer"), watched(*call)))
+    stopping.watch()
+    signal.raise_signal(signal.SIGTERM)
+
+    assert order == ["outer"]
+    assert len(sigterm) == 1
+    assert stopping.is_stopping()
+
+
+def test_a_thread_leaves_the_signal_to_the_main_thread(sigterm):
+    handler = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=stopping.watch)
+    thread.start()
+    thread.join()
+
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_forked_child_of_a_process_that_stops_goes_on(running, monkeypatch, sigterm):
+    stopping.watch()
+    signal.raise_signal(signal.SIGTERM)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+
+    assert not stopping.is_stopping()
