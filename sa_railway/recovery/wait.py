@@ -1,13 +1,14 @@
 """Wait until the database answers, and until it holds what the application needs.
 
 The connections are made as the engine makes them, but one attempt at a time: the patience of the
-engine and its breaker, meant for work, would hide from who waits what is going on. The decisions
+engine and its breaker, meant for work, would hide from the caller what is going on. The decisions
 are here, once; the two ways to wait, with and without ``await``, are here and in
 ``sa_railway.asyncio``.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import sys
@@ -17,13 +18,14 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, event, text
-from sqlalchemy.engine import Dialect
+from sqlalchemy import URL, Connection, Engine, text
 from sqlalchemy.pool import NullPool
 
+from sa_railway.config.options import CONNECT_TIMEOUTS
 from sa_railway.config.url import find_url, normalize_url
+from sa_railway.engine.attempt import limit_of
 from sa_railway.engine.naming import engine_name
-from sa_railway.engine.waiting import backoff_delay
+from sa_railway.engine.waiting import backoff_delay, is_impatient
 from sa_railway.engine.watchdog import limit
 from sa_railway.exc import ConfigurationError, NotReadyError
 from sa_railway.faults import Fault, FaultKind, classify, first_line
@@ -37,13 +39,9 @@ logger = logging.getLogger("sa_railway.recovery.wait")
 Progress = Callable[[str], object]
 
 _PASSING = {FaultKind.CONNECT_TRANSIENT, FaultKind.DISCONNECT, FaultKind.RESOURCE}
-_LONGEST = 5.0  # seconds; an answer that takes longer does not come any more
-_SHORTEST = 2  # what libpq takes a connect_timeout of 1 for; 0 would be no limit at all
+_DEFAULT_LIMIT = 10.0  # seconds for an answer, and for connecting if the engine has no limit
 _BACKOFF_BASE = 0.1
 _BACKOFF_CAP = 1.0  # a server that is back is found within this time
-
-# under which name a driver takes its limit for connecting
-_LIMITS = {"psycopg2": "connect_timeout", "psycopg": "connect_timeout", "asyncpg": "timeout"}
 
 
 def wait_for_database(
@@ -65,7 +63,8 @@ def wait_for_database(
         target: a URL, or an Engine, which connects as it would for any other work; None looks for
             a URL in the environment as ``database_url()`` does. A URL with a driver for asyncio is
             reached by another one.
-        timeout: seconds for all attempts and pauses. The last attempt may end 2 seconds later.
+        timeout: no attempt begins later than after so many seconds. One that is under way has the
+            whole of the engine's limit for connecting, or 10 seconds if the engine has none.
         tables: names of tables or views that must be there, with their schema if it is not in the
             search path: ``["orders", "billing.invoice"]``.
         revision: the Alembic revision that the database must have reached: an id in full, or
@@ -127,8 +126,7 @@ class Wait:
     ) -> None:
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
             raise ConfigurationError(f"timeout is {timeout!r}; allowed: more than 0 seconds")
-        if not event.contains(engine, "do_connect", _connect):
-            event.listen(engine, "do_connect", _connect)
+        _attach(engine)
         self._name = engine_name(engine)
         self._timeout = timeout
         self._gate = gate
@@ -139,12 +137,11 @@ class Wait:
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """Let the engine connect within the block by a single attempt that ends in time."""
+        """Let the engine connect within the block by a single attempt, without its breaker."""
         self._attempts += 1
-        left = self._started + self._timeout - time.monotonic()
         with ExitStack() as stack:
-            token = _current.set(_Attempt(min(_LONGEST, max(left, _SHORTEST)), stack))
-            stack.callback(_current.reset, token)
+            stack.callback(is_impatient.reset, is_impatient.set(True))
+            stack.callback(_current.reset, _current.set(_Attempt(stack)))
             yield
 
     def look(self, connection: Connection) -> list[str]:
@@ -209,40 +206,55 @@ class Wait:
 class _Attempt:
     """One attempt: how long the server may take for each answer, until *stack* is closed."""
 
-    def __init__(self, seconds: float, stack: ExitStack) -> None:
-        self.seconds = seconds
+    def __init__(self, stack: ExitStack) -> None:
+        self._seconds = _DEFAULT_LIMIT
         self._stack = stack
         self._guarded: object = None
+
+    def limit(self, arguments: dict[str, Any], name: str) -> dict[str, Any]:
+        """Return *arguments* with a limit for connecting: their own, if they have one."""
+        given = limit_of(arguments, name)
+        if given is None:
+            return {**arguments, name: math.ceil(self._seconds)}
+        if given < math.inf:
+            self._seconds = max(self._seconds, given)
+        return arguments
 
     def guard(self, driver_connection: object) -> None:
         """End what waits on the connection when the time is over; once for each connection."""
         if driver_connection is not self._guarded:
             self._guarded = driver_connection
-            self._stack.enter_context(limit(driver_connection, self.seconds))
+            self._stack.enter_context(limit(driver_connection, self._seconds))
 
 
 _current: ContextVar[_Attempt | None] = ContextVar("attempt to connect", default=None)
 
 
-def _connect(
-    dialect: Dialect, _record: object, arguments: Sequence[Any], named: dict[str, Any]
-) -> Any:
-    """Connect without the engine's patience, if this is an attempt of a wait.
+def _attach(engine: Engine) -> None:
+    """Let the connects of *engine* end in time, if they belong to a wait; once for each dialect.
 
-    As a listener to ``do_connect`` it gets the arguments as those before it have left them, with a
-    fresh password for instance. It is never removed: another thread may be on its way through the
-    list.
+    The dialect's ``connect()`` is surrounded, because a listener would be added to a list that
+    other threads may be on their way through. It is never taken away, and what the application
+    listens to with ``do_connect``, now or later, comes before it.
     """
-    attempt = _current.get()
-    if attempt is None:
-        return None
-    name = _LIMITS.get(dialect.driver)
-    if name:
-        named = {**named, name: math.ceil(attempt.seconds)}
-    # the method of the class: that of the instance may have patience
-    connection = type(dialect).connect(dialect, *arguments, **named)
-    attempt.guard(dialect.get_driver_connection(connection))
-    return connection
+    dialect: Any = engine.dialect
+    connect = dialect.connect
+    if getattr(connect, "knows_waits", False):
+        return
+    name = CONNECT_TIMEOUTS.get(dialect.driver)
+
+    @functools.wraps(connect)
+    def connect_in_time(*args: Any, **kwargs: Any) -> Any:
+        attempt = _current.get()
+        if attempt is None:
+            return connect(*args, **kwargs)
+        connection = connect(*args, **(attempt.limit(kwargs, name) if name else kwargs))
+        # now, because SQLAlchemy asks the server for its version before any caller gets it
+        attempt.guard(dialect.get_driver_connection(connection))
+        return connection
+
+    connect_in_time.knows_waits = True  # type: ignore[attr-defined]
+    dialect.connect = connect_in_time
 
 
 def _default_progress() -> Progress:

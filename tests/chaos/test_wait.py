@@ -1,6 +1,7 @@
 """Waiting for a server that is away, starting, full, wrong or frozen, and for what it must hold."""
 
 import asyncio
+import functools
 import logging
 import re
 
@@ -236,7 +237,7 @@ def test_other_work_of_the_engine_keeps_its_patience(postgres, connects):
 def test_a_server_that_never_answers_does_not_hold_it(
     postgres, driver, wait_for, make, monkeypatch
 ):
-    monkeypatch.setattr(wait, "_LONGEST", 0.2)
+    monkeypatch.setattr(wait, "_DEFAULT_LIMIT", 0.2)
     lines = []
 
     def progress(line):
@@ -245,7 +246,10 @@ def test_a_server_that_never_answers_does_not_hold_it(
 
     with ChaosProxy(postgres.url_for(driver)) as proxy:
         proxy.freeze()
-        wait_for(proxy.url, make, progress=progress)
+        url = proxy.url
+        if (driver, make) != ("asyncpg", create_async_engine):  # which takes none from a URL
+            url = url.update_query_dict({"connect_timeout": "2"})
+        wait_for(url, make, progress=progress)
 
     assert len(lines) == 2
 
@@ -253,7 +257,7 @@ def test_a_server_that_never_answers_does_not_hold_it(
 @pytest.mark.parametrize("driver", SYNC)
 def test_a_new_connection_that_never_answers_does_not_hold_it(postgres, driver, monkeypatch):
     """SQLAlchemy asks the server for its version and more before anybody gets the connection."""
-    monkeypatch.setattr(wait, "_LONGEST", 0.2)
+    monkeypatch.setattr(wait, "_DEFAULT_LIMIT", 0.2)
     lines = []
     with ChaosProxy(postgres.url_for(driver)) as proxy:
         engine = sqlalchemy.create_engine(proxy.url)
@@ -268,7 +272,7 @@ def test_a_new_connection_that_never_answers_does_not_hold_it(postgres, driver, 
 
 
 def test_a_pooled_connection_that_never_answers_does_not_hold_it(postgres, monkeypatch):
-    monkeypatch.setattr(wait, "_LONGEST", 0.2)
+    monkeypatch.setattr(wait, "_DEFAULT_LIMIT", 0.2)
     lines = []
     with ChaosProxy(postgres.url) as proxy:
         engine = sqlalchemy.create_engine(proxy.url)
@@ -279,6 +283,43 @@ def test_a_pooled_connection_that_never_answers_does_not_hold_it(postgres, monke
 
     assert "server closed the connection" in lines[0]
     assert len(lines) == 2
+
+
+@every_way
+def test_an_attempt_has_the_limit_of_its_engine(postgres, driver, wait_for, make, monkeypatch):
+    """Such as for a server that wakes up slowly; the limit of an answer is for others."""
+    monkeypatch.setattr(wait, "_DEFAULT_LIMIT", 0.01)
+    lines = []
+    url = postgres.url_for(driver)
+    if (driver, make) == ("asyncpg", create_async_engine):
+        make = functools.partial(make, connect_args={"timeout": 60})
+    else:
+        url = url.update_query_dict({"connect_timeout": "60"})
+    with ChaosProxy(url) as proxy:
+        proxy.latency(0.1)
+        wait_for(proxy.url, make, progress=lines.append)
+
+    assert lines == []
+
+
+@pytest.mark.parametrize("make", [sqlalchemy.create_engine, sa_railway.create_engine])
+def test_a_listener_that_is_added_later_is_asked(guarded_postgres, make):
+    engine = make(guarded_postgres.url)
+    wait_for_database(engine)
+    engine.dispose()
+    asked = []
+
+    @event.listens_for(engine, "do_connect")
+    def provide_database(dialect, record, arguments, named):
+        asked.append(named["dbname"])
+        named["dbname"] = "template1"
+
+    wait_for_database(engine)
+
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT current_database()")) == "template1"
+    engine.dispose()
+    assert asked == ["postgres"]
 
 
 @every_way
