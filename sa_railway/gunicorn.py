@@ -39,6 +39,7 @@ from sa_railway.engine import counters
 from sa_railway.engine.fork import after_fork_in_child, engines
 from sa_railway.engine.guard import guarded
 from sa_railway.engine.naming import engine_name
+from sa_railway.engine.stopping import watch
 from sa_railway.exc import ConfigurationError
 from sa_railway.logs import logging_config
 
@@ -151,7 +152,11 @@ def post_fork(server: Any, worker: Any) -> None:
 
 @guarded
 def post_worker_init(worker: Any) -> None:
-    """Log, for debugging, which engines the application has made. Runs in the worker."""
+    """Log, for debugging, which engines the application has made. Runs in the worker.
+
+    What waits for a server in one of its threads ends when the worker is stopped.
+    """
+    watch()
     names = ", ".join(map(engine_name, engines())) or "none yet"
     worker.log.debug("sa_railway: engines of worker (pid:%s): %s", worker.pid, names)
 

@@ -22,6 +22,7 @@ from sa_railway.commit.sql import Writes, ends_transaction
 from sa_railway.commit.work import Work, is_idle, work_on
 from sa_railway.engine.naming import engine_name
 from sa_railway.engine.profiles import fault_kinds_of
+from sa_railway.engine.stopping import is_stopping
 from sa_railway.engine.waiting import backoff_delay
 from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError, DatabaseUnavailableError
 from sa_railway.faults import FaultKind, classify
@@ -179,7 +180,7 @@ class Replay:
         kind = classify(error, kinds=self._kinds).kind
         if kind is FaultKind.READ_ONLY:  # a failover, if the connection was given up for it
             return getattr(error, "connection_invalidated", False) and not self._committing
-        if kind not in _PASSING:
+        if kind not in _PASSING or (kind is FaultKind.CONNECT_TRANSIENT and is_stopping()):
             return False
         if not self._committing:
             return True

@@ -19,8 +19,9 @@ from sqlalchemy.exc import PendingRollbackError
 
 from sa_railway import events
 from sa_railway.commit.ambiguity import engine_of, is_in_doubt, kinds_of
+from sa_railway.engine.stopping import is_stopping
 from sa_railway.exc import CommitOutcomeUnknownError
-from sa_railway.faults import classify
+from sa_railway.faults import FaultKind, classify
 from sa_railway.recovery.limits import Limits
 from sa_railway.recovery.origin import is_of_database
 
@@ -93,6 +94,8 @@ class Run:
             return "the work may have been committed, and would then be done twice"
         if any(session.is_taken for session in self._sessions):
             return "the session held earlier work when this began, and a rollback would lose it"
+        if is_stopping() and classify(error).kind is FaultKind.CONNECT_TRANSIENT:
+            return "the process is being stopped"
         if self._is_consequence(error) and not self._sessions:
             return "the transaction was begun elsewhere, and can only be rolled back there"
         return None

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import os
 from types import SimpleNamespace
 
 import psycopg
@@ -22,6 +23,7 @@ from sqlalchemy.orm import DeclarativeBase, Session, mapped_column, scoped_sessi
 
 from sa_railway import events, retry
 from sa_railway.commit.ambiguity import is_in_doubt
+from sa_railway.engine import stopping
 from sa_railway.exc import (
     CommitOutcomeUnknownError,
     ConfigurationError,
@@ -259,6 +261,23 @@ def test_an_open_breaker_is_asked_again_when_it_says_so(clock):
 
     assert retry(failing(error))() == 2
     assert clock.sleeps == [1.75]
+
+
+def test_a_process_that_is_being_stopped_does_not_wait_for_the_server(clock, monkeypatch):
+    monkeypatch.setattr(stopping, "_stopped_pid", os.getpid())
+
+    with pytest.raises(OperationalError) as caught:
+        retry(failing(refused()))()
+
+    assert clock.sleeps == []
+    (note,) = caught.value.__notes__
+    assert note.endswith(": the process is being stopped")
+
+
+def test_a_process_that_is_being_stopped_still_ends_its_work(clock, monkeypatch):
+    monkeypatch.setattr(stopping, "_stopped_pid", os.getpid())
+
+    assert retry(failing(deadlock()))() == 2
 
 
 def test_one_attempt_is_no_retry(clock):
