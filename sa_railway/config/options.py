@@ -43,7 +43,8 @@ CONNECT_TIMEOUTS = {
 """The argument by which a driver takes its limit for connecting."""
 
 _NAME_BYTES = 63  # what PostgreSQL keeps of a name
-_CONNECT_TIMEOUT = Profile().connect_timeout
+_CONNECT_TIMEOUT, _TCP_USER_TIMEOUT = Profile().connect_timeout, Profile().tcp_user_timeout
+_LINUX_TRIES = 130  # seconds; 127 with 6 retries of the first packet
 _SQLITE_BUSY = 10.0  # seconds to wait for another writer; twice what sqlite3 does by itself
 
 
@@ -123,7 +124,7 @@ def complete_arguments(
         connect_args.pop("check_same_thread", None)
         arguments = _pool_arguments(url, profile, arguments, is_async=is_async) | arguments
     if not any(arguments.get(name) for name in ("pool", "creator", "async_creator")):
-        connect_args = _merge(_connect_defaults(url, profile), connect_args)
+        connect_args = _merge(_connect_defaults(url, profile, connect_args), connect_args)
     return {**arguments, "connect_args": connect_args} if connect_args else arguments
 
 
@@ -205,20 +206,34 @@ def _pool_arguments(
     }
 
 
-def _connect_defaults(url: URL, profile: Profile) -> dict[str, Any]:
+def _connect_defaults(url: URL, profile: Profile, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of the driver of *url*, but for those that the URL holds."""
+    in_url = libpq_parameters(url)
     driver = url.get_driver_name()
     defaults: dict[str, Any] = {}
     if driver == "asyncpg":
         return _asyncpg_defaults(url, profile)
     if driver in LIBPQ_DRIVERS:
         defaults = _libpq_defaults(driver, profile)
+        limits = {"connect_timeout": os.environ.get("PGCONNECT_TIMEOUT")} | defaults
+        limit = {**limits, **in_url, **given}["connect_timeout"]
+        if "tcp_user_timeout" in defaults and profile.tcp_user_timeout == _TCP_USER_TIMEOUT:
+            # it ends a connect, too, and must not do so before the caller's own limit
+            defaults["tcp_user_timeout"] = max(_seconds(limit) * 1000, defaults["tcp_user_timeout"])
     elif driver in _MYSQL_TIMEOUTS:
         defaults = {_MYSQL_TIMEOUTS[driver]: math.ceil(profile.connect_timeout)}
     elif url.get_backend_name() == "sqlite" and not _is_memory(url):
         defaults = {"timeout": _SQLITE_BUSY}
-    in_url = libpq_parameters(url)
     return {name: value for name, value in defaults.items() if name not in in_url}
+
+
+def _seconds(connect_timeout: Any) -> int:
+    """Return how long libpq may take to connect: with 0, as long as Linux tries."""
+    try:
+        limit = int(connect_timeout)
+    except (TypeError, ValueError):  # which libpq refuses
+        return 0
+    return limit if limit > 0 else _LINUX_TRIES
 
 
 def _libpq_defaults(driver: str, profile: Profile) -> dict[str, Any]:

@@ -205,6 +205,31 @@ def test_tcp_user_timeout_is_in_milliseconds(seconds: float, milliseconds: int) 
     assert isinstance(found["tcp_user_timeout"], int)
 
 
+@pytest.mark.parametrize(
+    ("query", "given", "milliseconds"),
+    [
+        ("", {"connect_timeout": 30}, 30_000),
+        ("?connect_timeout=30", {}, 30_000),
+        ("?connect_timeout=3", {}, 15_000),
+        ("?connect_timeout=0", {}, 130_000),
+        ("?connect_timeout=soon", {}, 15_000),
+        ("?connect_timeout=30", {"connect_timeout": "20"}, 20_000),
+        ("?connect_timeout=30&tcp_user_timeout=7", {}, None),
+    ],
+)
+def test_tcp_user_timeout_does_not_end_a_connect_before_its_limit(
+    query: str, given: dict[str, object], milliseconds: int | None
+) -> None:
+    found = complete(PSYCOPG2 + query, given={"connect_args": given})["connect_args"]
+    assert found.get("tcp_user_timeout") == milliseconds
+
+
+def test_tcp_user_timeout_of_the_caller_is_kept() -> None:
+    profile = Profile(connect_timeout=30, tcp_user_timeout=5)
+    assert connect_args(PSYCOPG2, profile=profile)["tcp_user_timeout"] == 5000
+    assert connect_args(PSYCOPG2, profile=Profile(connect_timeout=30))["tcp_user_timeout"] == 30_000
+
+
 def test_tcp_user_timeout_can_be_off() -> None:
     assert "tcp_user_timeout" not in connect_args(PSYCOPG2, profile=Profile(tcp_user_timeout=0))
 
@@ -284,7 +309,9 @@ def test_a_limit_that_libpq_finds_in_the_environment_is_left_to_it(
 ) -> None:
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "30")
 
-    assert "connect_timeout" not in connect_args(url)
+    found = connect_args(url)
+    assert "connect_timeout" not in found
+    assert found["tcp_user_timeout"] == 30_000
     assert connect_args(url, profile=Profile(connect_timeout=5))["connect_timeout"] == 5
 
 
