@@ -69,9 +69,13 @@ class RailwayPlugin(CreateEnginePlugin):
             target, profile, kwargs, generated=generated, is_async=is_async
         )
         self._profile = _as_asked(profile, arguments)
+        has_creator = arguments.get("creator") is not None
         # a pool that the caller made connects as it was made to, perhaps for another engine, too
-        makes_pool = arguments.get("pool") is None
-        self._patience = Patience(self._profile, is_async=is_async) if makes_pool else None
+        self._patience = (
+            Patience(self._profile, is_async=is_async, has_creator=has_creator)
+            if arguments.get("pool") is None
+            else None
+        )
         if "pool_pre_ping" in arguments and target.get_backend_name() != "sqlite":
             arguments["pool_pre_ping"] = False  # liveness takes its place
         kwargs.clear()

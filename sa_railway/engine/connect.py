@@ -41,9 +41,11 @@ class Patience:
     Safe from any thread and after a fork. No lock of the pool is held while it waits.
     """
 
-    def __init__(self, profile: Profile, *, is_async: bool) -> None:
+    def __init__(self, profile: Profile, *, is_async: bool, has_creator: bool = False) -> None:
+        """Read *profile*; *has_creator* says whether the application connects by itself."""
         self._profile = profile
         self._is_async = is_async
+        self._has_creator = has_creator
         self._sleep = sleeper(is_async=is_async)
         self._breaker = Breaker(
             profile.breaker_pause, probe_limit=profile.connect_timeout + profile.breaker_pause
@@ -54,7 +56,7 @@ class Patience:
     def listen(self, engine: Engine) -> None:
         """Surround the way in which *engine* makes its connections, and explain what fails."""
         self._engine = engine_name(engine)
-        # those of listeners and creators that connect by themselves, too
+        # those of listeners that connect by themselves, too
         self._driver_errors = (engine.dialect.loaded_dbapi.Error,)
         # Private attributes, because what is surrounded must include SQLAlchemy's own function that
         # asks the listeners, which is no argument of create_engine(). Pools that replace this one
@@ -92,8 +94,8 @@ class Patience:
             try:
                 connection = attempt()
             except Exception as error:
-                if not (isinstance(error, self._driver_errors) or came_from_driver(error)):
-                    raise  # a listener's or a creator's own, which says nothing of the server
+                if not self._is_of_connect(error):
+                    raise
                 fault = classify(error, kinds=self._profile.fault_kinds)
                 delay = self._delay(number, deadline, fault, error)
                 if delay is None:
@@ -105,6 +107,12 @@ class Patience:
             else:
                 self._succeeded(number, time.monotonic() - started)
                 return connection
+
+    def _is_of_connect(self, error: Exception) -> bool:
+        """Return whether *error* says something of the server, and is not a listener's own."""
+        if self._has_creator or isinstance(error, self._driver_errors):
+            return True
+        return came_from_driver(error)
 
     def _delay(self, number: int, deadline: float, fault: Fault, error: Exception) -> float | None:
         """Return how long to wait before the next attempt, or None when there is none to come."""
