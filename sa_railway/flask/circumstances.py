@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -11,7 +10,7 @@ import click
 from flask import g, request
 
 if TYPE_CHECKING:
-    from flask import Flask, Response
+    from flask import Flask, Request, Response
 
 __all__ = ["Circumstances", "watch"]
 
@@ -29,34 +28,47 @@ def _keep_status(response: Response) -> Response:
 
 
 def _keep_request(_error: BaseException | None) -> None:
-    # quoted as on the wire: a path may hold a line break, which would forge a line of the log
-    g._railway_request = f"{request.method} {quote(request.path)}"
+    g._railway_request = request._get_current_object()  # type: ignore[attr-defined]  # of a proxy
 
 
-@dataclass(frozen=True)
 class Circumstances:
-    """Those of an application context that ends.
+    """Those of the current application context, which ends.
 
-    Attributes:
-        where: the request by method and path, or the command by name.
-        failed: it ended with an exception, or was answered with a status of 400 or more. A command
-            that ends by ``ctx.exit(3)`` is not seen to fail: click closes the context before that.
+    Args:
+        error: what has ended it, or None.
     """
 
-    where: str
-    failed: bool
+    def __init__(self, error: BaseException | None) -> None:
+        self._error = error
+        self._request: Request | None = g.get("_railway_request")
+        self._command: click.Context | None = None
+        if self._request is None:
+            self._command = click.get_current_context(silent=True)
+        if self._command is not None:
+            # older click does not hand the exception on to what it closes
+            self._error = error or sys.exc_info()[1]
 
-    @classmethod
-    def of(cls, error: BaseException | None) -> Circumstances:
-        """Look at the current context, which *error* has ended if it is not None."""
-        if "_railway_request" in g:
-            status = g.get("_railway_status", 0)
-            return cls(g._railway_request, failed=error is not None or status >= 400)
-        command = click.get_current_context(silent=True)
-        if command is None:
-            return cls("an application context", failed=error is not None)
-        # older click does not hand the exception on to what it closes
-        return cls(_name(command), failed=_is_failure(error or sys.exc_info()[1]))
+    @property
+    def where(self) -> str:
+        """The request by method and path, or the command by name."""
+        if self._request is not None:
+            return _request_line(self._request)
+        return "an application context" if self._command is None else _name(self._command)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with an exception, or was answered with a status of 400 or more.
+
+        A command that ends by ``ctx.exit(3)`` is not seen to fail: click closes the context before.
+        """
+        if self._command is not None:
+            return _is_failure(self._error)
+        return self._error is not None or g.get("_railway_status", 0) >= 400
+
+
+def _request_line(request: Request) -> str:
+    # quoted as on the wire: a path may hold a line break, which would forge a line of the log
+    return f"{request.method} {quote(request.path)}"
 
 
 def _name(command: click.Context) -> str:

@@ -104,7 +104,7 @@ def _examine(engine: Engine, tables: tuple[str, ...], *, as_json: bool) -> int:
 
 def _wait(engine: Engine, tables: tuple[str, ...], timeout: float) -> int:
     try:
-        wait_for_database(engine, timeout=timeout, tables=tables)
+        _wait_for(engine, tables, timeout)
     except NotReadyError as error:
         click.echo(f"not ready: {error}", err=True)
     except (SQLAlchemyError, OSError) as error:
@@ -112,3 +112,17 @@ def _wait(engine: Engine, tables: tuple[str, ...], timeout: float) -> int:
     else:
         return 0
     return 1
+
+
+def _wait_for(engine: Engine, tables: tuple[str, ...], timeout: float) -> None:
+    if not engine.dialect.is_async:
+        wait_for_database(engine, timeout=timeout, tables=tables)
+        return
+    import asyncio
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from sa_railway.asyncio import wait_for_database as wait_for_database_async
+
+    waiting = wait_for_database_async(AsyncEngine(engine), timeout=timeout, tables=tables)
+    asyncio.run(waiting)

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flask import current_app, has_app_context
 
-from sa_railway.engine import counting
+from sa_railway.engine import counting, fork
 from sa_railway.engine.profiles import profile_of
 from sa_railway.exc import ConfigurationError
 from sa_railway.flask import circumstances, uncommitted
 from sa_railway.flask.commands import add_commands
+from sa_railway.flask.database import Database, database_of, teardown_before
 from sa_railway.flask.health import PREFIX_SETTING, add_routes, checked_prefix
 from sa_railway.flask.metrics import PATH_SETTING, add_route, checked_path
-from sa_railway.flask.teardown import end_session
+from sa_railway.flask.teardown import end_sessions
 from sa_railway.recovery.sessions import OpenSession, add_source
 
 if TYPE_CHECKING:
+    import flask_sqlalchemy
+    import flask_sqlalchemy_lite
     from flask import Flask
-    from flask_sqlalchemy import SQLAlchemy
     from sqlalchemy import Engine
 
+    SQLAlchemy = flask_sqlalchemy.SQLAlchemy | flask_sqlalchemy_lite.SQLAlchemy
+
 __all__ = ["Railway"]
+
+logger = logging.getLogger("sa_railway.flask")
 
 _LEFTOVERS = ("rollback", "commit")
 
@@ -35,7 +42,8 @@ class Railway:
 
     Args:
         app: initialised at once if given.
-        db: the Flask-SQLAlchemy extension; None takes the one that is registered on the app.
+        db: the extension, Flask-SQLAlchemy or Flask-SQLAlchemy-Lite; None takes the one that is
+            registered on the app.
         leftovers: what happens to changes that a request or command leaves uncommitted:
             ``"rollback"``, or ``"commit"`` for code that relies on it. They are committed only
             after a success: no exception, and a status below 400. The key ``RAILWAY_LEFTOVERS``
@@ -77,8 +85,8 @@ class Railway:
             db: as for the class; given here, it counts for this app only.
 
         Raises:
-            ConfigurationError: *app* has no Flask-SQLAlchemy extension yet, has another one than
-                *db*, has a ``Railway`` already, or has a view of its own where a health endpoint
+            ConfigurationError: *app* has no SQLAlchemy extension yet, has another one than *db*,
+                has a ``Railway`` already, or has a view of its own where a health endpoint
                 or the metrics belong; or a setting is not allowed.
             ImportError: metrics are wanted, and ``prometheus_client`` is not installed.
         """
@@ -88,7 +96,7 @@ class Railway:
                 "call Railway.init_app() once for each app"
             )
         state = _AppState(
-            db=_registered(app, db or self._db),
+            database=database_of(_registered(app, db or self._db)),
             leftovers=_checked(
                 "RAILWAY_LEFTOVERS", app.config.get("RAILWAY_LEFTOVERS", self._leftovers)
             ),
@@ -101,44 +109,55 @@ class Railway:
             add_route(app, path)
         add_commands(app, state.engines)
         with app.app_context():
-            for engine in state.db.engines.values():
+            for name, engine in state.engines().items():
+                _warn_if_unprotected(app, state.database, name, engine)
                 uncommitted.watch(engine)
                 counting.listen(engine, profile_of(engine))
         app.extensions["railway"] = state
         circumstances.watch(app)
         add_source(_current_session)
-        # registered later than Flask-SQLAlchemy's own, so Flask calls it earlier
-        app.teardown_appcontext(state.end_session)
+        teardown_before(app, state.db, state.end_sessions)
 
 
 @dataclass(frozen=True)
 class _AppState:
     """What one application has of this extension."""
 
-    db: SQLAlchemy
+    database: Database
     leftovers: str
 
+    @property
+    def db(self) -> SQLAlchemy:
+        """The extension for SQLAlchemy."""
+        extension: SQLAlchemy = self.database.extension
+        return extension
+
     def engines(self) -> dict[str, Engine]:
-        """Return the engines by the names of their binds; to be called in a context of the app.
+        """Return the engines by the names of their binds; to be called in a context of the app."""
+        return self.database.engines()
 
-        The one without a name comes first, as ``default`` unless a bind has that name.
-        """
-        binds = dict(self.db.engines)
-        unnamed = "SQLALCHEMY_DATABASE_URI" if "default" in binds else "default"
-        main = {unnamed: binds.pop(None)} if None in binds else {}
-        return main | {str(bind): engine for bind, engine in binds.items()}
-
-    def end_session(self, error: BaseException | None) -> None:
-        end_session(self.db.session, error, commit=self.leftovers == "commit")
+    def end_sessions(self, error: BaseException | None) -> None:
+        end_sessions(self.database, error, commit=self.leftovers == "commit")
 
 
 def _current_session() -> OpenSession | None:
     """Return ``db.session`` of the current context, for ``retry()`` to roll back."""
     state = current_app.extensions.get("railway") if has_app_context() else None
-    if state is None:
+    session = state.database.current() if state is not None else None
+    if session is None:
         return None
-    session = state.db.session()
     return OpenSession(session, is_taken=bool(uncommitted.Uncommitted.of(session)))
+
+
+def _warn_if_unprotected(app: Flask, database: Database, name: str, engine: Engine) -> None:
+    """Say that *engine* is without the plugin; an SQLite file has no connection to lose."""
+    protected = {other.dialect for other in fork.engines()}
+    if engine.dialect not in protected and engine.dialect.name != "sqlite":
+        logger.warning(
+            "Flask app %r: database %r is not protected, as its engine is without the plugin. "
+            "Configure %s, with engine_options from sa_railway",
+            *(app.name, name, database.how_to_protect(name)),
+        )
 
 
 def _checked(name: str, value: object) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from flask import current_app
 from sqlalchemy.exc import DBAPIError
 
 from sa_railway import events
@@ -14,39 +15,72 @@ from sa_railway.flask.circumstances import Circumstances
 from sa_railway.flask.uncommitted import Uncommitted, connections_of
 
 if TYPE_CHECKING:
-    from flask_sqlalchemy.session import Session
-    from sqlalchemy.orm import scoped_session
+    from collections.abc import Iterable, Sequence
 
-__all__ = ["end_session"]
+    from sqlalchemy import Engine
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+
+    from sa_railway.flask.database import Database
+
+__all__ = ["end_sessions"]
 
 logger = logging.getLogger("sa_railway.flask")
 
 
-def end_session(scope: scoped_session[Any], error: BaseException | None, *, commit: bool) -> None:
-    """Close the session that *scope* has for the current context, if any, and forget it.
+def end_sessions(database: Database, error: BaseException | None, *, commit: bool) -> None:
+    """Close the sessions that the current context has used, if any, and forget them.
 
     Args:
-        scope: ``db.session``.
+        database: where they are.
         error: what ended the context, as Flask tells it.
         commit: whether changes that a success has left uncommitted are committed.
 
     Raises:
-        Exception: the commit failed. A rollback that fails does not raise: the server has rolled
-            back what it can no longer be asked to.
+        Exception: a commit failed; the other sessions have ended all the same. A rollback that
+            fails does not raise: the server has rolled back what it can no longer be asked to.
     """
-    if not scope.registry.has():
+    sessions, async_sessions = database.sessions(), database.async_sessions()
+    if not sessions and not async_sessions:
         return
+    circumstances = Circumstances(error)
     try:
-        _end(scope.registry(), Circumstances.of(error), commit=commit)
+        if sessions:
+            _end_each(sessions, circumstances, commit=commit)
     finally:
-        # its key is the address of the context, and a later context may come to lie there
-        scope.registry.clear()
+        try:
+            if async_sessions:
+                end_each = current_app.ensure_sync(_end_each_async)
+                end_each(async_sessions, circumstances, commit=commit)
+        finally:
+            database.forget()
+
+
+def _end_each(sessions: Sequence[Session], circumstances: Circumstances, *, commit: bool) -> None:
+    """End them all, also if one raises."""
+    first, *others = sessions
+    try:
+        _end(first, circumstances, commit=commit)
+    finally:
+        if others:
+            _end_each(others, circumstances, commit=commit)
+
+
+async def _end_each_async(
+    sessions: Sequence[AsyncSession], circumstances: Circumstances, *, commit: bool
+) -> None:
+    first, *others = sessions
+    try:
+        await first.run_sync(_end, circumstances, commit=commit)
+    finally:
+        if others:
+            await _end_each_async(others, circumstances, commit=commit)
 
 
 def _end(session: Session, circumstances: Circumstances, *, commit: bool) -> None:
     try:
         left = Uncommitted.of(session)
-        engines = {engine_name(connection.engine) for connection in connections_of(session)}
+        engines = {connection.engine for connection in connections_of(session)}
         commit = commit and (bool(left) or left.perhaps) and not circumstances.failed
         if commit:
             session.commit()
@@ -54,12 +88,8 @@ def _end(session: Session, circumstances: Circumstances, *, commit: bool) -> Non
         _close(session)
     if left:
         _log(left, circumstances, committed=commit)
-    if left and not commit:
-        for engine in engines or {""}:
-            rolled_back = events.LeftoversRolledBack(
-                engine, circumstances.where, circumstances.failed
-            )
-            events.announce(rolled_back)
+        if not commit:
+            _announce(engines, circumstances)
 
 
 def _close(session: Session) -> None:
@@ -90,3 +120,8 @@ def _log(left: Uncommitted, circumstances: Circumstances, *, committed: bool) ->
             where,
             left,
         )
+
+
+def _announce(engines: Iterable[Engine], circumstances: Circumstances) -> None:
+    for name in {engine_name(engine) for engine in engines} or {""}:
+        events.announce(events.LeftoversRolledBack(name, circumstances.where, circumstances.failed))

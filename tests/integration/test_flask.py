@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import click
 import psycopg
+import psycopg.sql
 import psycopg2
 import pytest
 from flask import Flask, abort
@@ -16,6 +17,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import URL, Engine, func, insert, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
+from sa_railway import engine_options
 from sa_railway.flask import Railway
 
 MODES = {"plain": {}, "plugin": {"plugins": ["railway"]}}
@@ -111,10 +113,12 @@ def shop(make_shop: Callable[..., Shop], caplog: pytest.LogCaptureFixture) -> Sh
 
 @pytest.fixture
 def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[tuple[str, str]]]:
-    """What the extension has logged, as pairs of level and text."""
+    """What the extension has logged of requests and commands, as pairs of level and text."""
 
     def records() -> list[tuple[str, str]]:
-        return [(r.levelname, r.getMessage()) for r in caplog.records if r.name.startswith("sa_r")]
+        lines = [(r.levelname, r.getMessage()) for r in caplog.records if r.name.startswith("sa_r")]
+        # what it says of the engines, some of which are plain here on purpose, has tests below
+        return [line for line in lines if not line[1].startswith("Flask app ")]
 
     return records
 
@@ -591,6 +595,147 @@ def test_a_lost_connection_without_leftovers_costs_nothing_in_that_mode_either(
 
     assert shop.app.test_client().get("/kill").status_code == 200
     shop.assert_nothing_is_held()
+
+
+# --- what the application itself does at the end ---
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["Railway first", "Railway last"])
+def test_what_an_application_commits_in_a_teardown_of_its_own_is_kept(
+    make_shop: Callable[..., Shop], logged: Callable[[], list[tuple[str, str]]], is_first: bool
+):
+    shop = make_shop()
+    if is_first:
+        Railway(shop.app, shop.db)
+
+    @shop.app.teardown_appcontext
+    def commit(error: BaseException | None) -> None:
+        if error is None:
+            shop.db.session.commit()
+
+    if not is_first:
+        Railway(shop.app, shop.db)
+
+    @shop.app.post("/orders/<name>")
+    def view(name: str) -> str:
+        shop.db.session.add(shop.Order(name=name))
+        return "done"
+
+    client = shop.app.test_client()
+    assert [client.post(f"/orders/{name}").status_code for name in "ab"] == [200, 200]
+
+    assert logged() == []
+    shop.assert_nothing_is_held()
+    assert shop.names() == ["old", "a", "b"]
+
+
+def test_what_an_application_uses_in_a_teardown_of_its_own_is_given_back(shop: Shop):
+    @shop.app.teardown_appcontext
+    def audit(_error: BaseException | None) -> None:
+        shop.backend("audit")
+
+    shop.app.get("/")(lambda: "done")
+
+    assert shop.app.test_client().get("/").text == "done"
+    shop.assert_nothing_is_held()
+
+
+# --- engines ---
+
+PSYCOPG_SQL = psycopg.sql.SQL("INSERT INTO note (text) VALUES ({})").format("composed")
+
+
+@pytest.mark.parametrize("statement", [PSYCOPG_SQL, b"INSERT INTO note (text) VALUES ('b')"])
+def test_a_statement_that_is_no_text_is_executed(database_url: URL, statement: object):
+    shop = Shop(database_url.set(drivername="postgresql+psycopg"))
+    Railway(shop.app, shop.db, leftovers="commit")
+
+    @shop.app.post("/notes")
+    def view() -> str:
+        shop.db.session.connection().exec_driver_sql(statement)
+        return "done"
+
+    assert shop.app.test_client().post("/notes").status_code == 200
+
+    with shop.app.app_context():
+        assert shop.db.session.scalar(select(func.count()).select_from(shop.Note)) == 1
+    shop.close()
+
+
+def test_a_connection_in_the_place_of_an_engine_as_tests_put_it_is_ready(shop: Shop):
+    """https://flask-sqlalchemy.readthedocs.io: isolating tests in a transaction."""
+    with shop.app.app_context():
+        engines = shop.db.engines
+        engine = engines[None]
+        with engine.connect() as connection, connection.begin() as transaction:
+            engines[None] = connection
+            try:
+                answers = [shop.app.test_client().get(f"/health/{n}") for n in ("ready", "live")]
+                shop.app.debug = True
+                answers.append(shop.app.test_client().get("/health/database"))
+            finally:
+                engines[None] = engine
+                transaction.rollback()
+
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert answers[0].json == {"status": "ready", "reason": None}
+    assert list(answers[2].json["databases"]) == ["default", "audit"]
+
+
+def unprotected(caplog: pytest.LogCaptureFixture) -> list[str]:
+    messages = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    return [message for message in messages if "is not protected" in message]
+
+
+UNPROTECTED = {
+    "default": (
+        "Flask app 'shop': database 'default' is not protected, as its engine is without the "
+        "plugin. Configure SQLALCHEMY_ENGINE_OPTIONS = engine_options(), with engine_options from "
+        "sa_railway"
+    ),
+    "audit": (
+        "Flask app 'shop': database 'audit' is not protected, as its engine is without the plugin. "
+        'Configure SQLALCHEMY_BINDS = {"audit": {"url": url, **engine_options(url)}}, with '
+        "engine_options from sa_railway"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [({}, ["default", "audit"]), ({"plugins": ["railway"]}, [])],
+    ids=["plain", "plugin"],
+)
+def test_an_engine_without_the_plugin_is_named_with_what_to_configure(
+    make_shop: Callable[..., Shop],
+    caplog: pytest.LogCaptureFixture,
+    options: dict[str, object],
+    names: list[str],
+):
+    shop = make_shop(options=options)
+
+    Railway(shop.app, shop.db)
+
+    assert unprotected(caplog) == [UNPROTECTED[name] for name in names]
+
+
+def test_a_bind_that_is_a_text_has_no_options_and_is_named(
+    database_url: URL, caplog: pytest.LogCaptureFixture
+):
+    app = Flask("shop")
+    app.config.update(
+        SQLALCHEMY_DATABASE_URI=database_url,
+        SQLALCHEMY_ENGINE_OPTIONS=engine_options(database_url),
+        SQLALCHEMY_BINDS={
+            "audit": database_url.render_as_string(hide_password=False),
+            "kept": {"url": database_url, **engine_options(database_url)},
+            "file": "sqlite://",
+        },
+    )
+
+    Railway(app, SQLAlchemy(app))
+
+    assert unprotected(caplog) == [UNPROTECTED["audit"]]
 
 
 # --- several apps, commands, contexts ---
