@@ -12,6 +12,7 @@ from sa_railway.engine import counting, fork
 from sa_railway.engine.profiles import profile_of
 from sa_railway.exc import ConfigurationError
 from sa_railway.flask import circumstances, uncommitted
+from sa_railway.flask.access import check_token
 from sa_railway.flask.commands import add_commands
 from sa_railway.flask.database import Database, database_of, teardown_before
 from sa_railway.flask.health import PREFIX_SETTING, add_routes, checked_prefix
@@ -107,6 +108,8 @@ class Railway:
         path = checked_path(PATH_SETTING, app.config.get(PATH_SETTING, self._metrics))
         if path is not None:
             add_route(app, path)
+        if prefix is not None or path is not None:
+            check_token(app)
         add_commands(app, state.engines)
         with app.app_context():
             for name, engine in state.engines().items():

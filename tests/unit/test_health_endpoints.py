@@ -11,6 +11,8 @@ from flask_sqlalchemy import SQLAlchemy
 import sa_railway
 from sa_railway.exc import ConfigurationError
 from sa_railway.flask import Railway
+from sa_railway.flask import access as flask_access
+from sa_railway.observe import access as observe_access
 from sa_railway.observe.health import HealthApp, respond
 
 TOKEN = "a long random text"
@@ -151,6 +153,107 @@ def test_in_debug_everybody_sees_the_report():
     app.debug = True
 
     assert get(app, "/health/database").status_code == 200
+
+
+@pytest.fixture
+def warnings(caplog):
+    """What is said of open doors, as if it had not been said yet."""
+    observe_access._warn_of_length.cache_clear()
+    flask_access._warn_of_debug.cache_clear()
+    return lambda: [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+
+SHORT = (
+    "RAILWAY_HEALTH_TOKEN can be guessed (length {}); set it to a random text of 16 characters or "
+    "more"
+)
+GUESSABLE = (
+    "This page needs a token that cannot be guessed. Set RAILWAY_HEALTH_TOKEN to a random text of "
+    "16 characters or more, and send it as the header X-Health-Token, as the header "
+    "Authorization: Bearer, or in a browser as ?token=.\n"
+)
+
+
+@pytest.mark.parametrize("token", ["x", "fifteen letters"])
+def test_a_token_that_can_be_guessed_opens_the_report_with_a_warning(token, warnings):
+    app = make_app(RAILWAY_HEALTH_TOKEN=token)
+    expected = SHORT.format(len(token))
+    assert warnings() == [expected]
+
+    assert get(app, "/health/database", query={"token": token}).status_code == 200
+    assert respond({}, "/live", token=token).status == 200
+    assert warnings() == [expected]
+
+
+def test_a_token_that_can_be_guessed_is_warned_of_without_flask_too(warnings):
+    engine = sa_railway.create_engine("sqlite://")
+
+    assert respond(engine, "/database", query={"token": "x"}, token="x").status == 200
+
+    assert warnings() == [SHORT.format(1)]
+
+
+@pytest.mark.parametrize("token", ["x", "fifteen letters"])
+def test_on_railway_a_token_that_can_be_guessed_opens_nothing(token, monkeypatch, warnings):
+    monkeypatch.setenv("RAILWAY_ENVIRONMENT_NAME", "production")
+    monkeypatch.setenv("DATABASE_URL", "sqlite://")
+    app = make_app(RAILWAY_HEALTH_TOKEN=token, RAILWAY_METRICS="/metrics")
+
+    for path in ("/health/database", "/metrics"):
+        response = get(app, path, query={"token": token})
+        assert (response.status_code, response.text) == (403, GUESSABLE)
+    answer = respond({}, "/database", query={"token": token}, token=token)
+    assert (answer.status, answer.body) == (403, GUESSABLE)
+    expected = SHORT.format(len(token))
+    assert warnings() == [f"{expected}. Until then it opens nothing"]
+
+
+def test_a_token_that_cannot_be_guessed_is_enough_on_railway(monkeypatch, warnings):
+    monkeypatch.setenv("RAILWAY_ENVIRONMENT_NAME", "production")
+    app = make_app(RAILWAY_HEALTH_TOKEN="sixteen letters!")
+
+    query = {"token": "sixteen letters!"}
+    assert get(app, "/health/database", query=query).status_code == 200
+    assert warnings() == []
+
+
+def test_on_railway_debug_mode_opens_nothing(monkeypatch, warnings):
+    monkeypatch.setenv("RAILWAY_ENVIRONMENT_NAME", "production")
+    app = make_app(RAILWAY_METRICS="/metrics")
+    app.debug = True
+    expected = NO_TOKEN.replace(
+        "In debug mode no token is needed.", "On Railway it is needed in debug mode, too."
+    )
+
+    for path in ("/health/database", "/metrics"):
+        assert (get(app, path).status_code, get(app, path).text) == (403, expected)
+    assert respond({}, "/database", debug=True).body == expected
+    assert get(app, "/health/ready").status_code == 200
+    assert warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("server", "expected"),
+    [
+        (
+            "gunicorn/27.0.1",
+            [
+                "Flask app 'shop' is in debug mode under gunicorn/27.0.1, so every client may see "
+                "its health report and metrics; unset FLASK_DEBUG"
+            ],
+        ),
+        ("Werkzeug/3.1.3", []),
+    ],
+)
+def test_debug_mode_under_a_server_for_production_is_warned_of_once(server, expected, warnings):
+    app = make_app()
+    app.debug = True
+
+    for _ in range(2):
+        environ = {"SERVER_SOFTWARE": server}
+        answer = app.test_client().get("/health/database", environ_overrides=environ)
+        assert answer.status_code == 200
+    assert warnings() == expected
 
 
 @pytest.mark.parametrize(

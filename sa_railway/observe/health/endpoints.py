@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine
 
 from sa_railway.engine.profiles import profile_of
-from sa_railway.observe.access import carries_token, configured_token, refusal_text
+from sa_railway.observe.access import configured_token, may_see, refusal_text
 from sa_railway.observe.health.history import round_trips, statements
 from sa_railway.observe.health.page import Subject, content_security_policy, render
 from sa_railway.observe.health.probe import Probe, start_probe
@@ -86,7 +86,7 @@ def respond(
         query: the parameters of the URL.
         token: who sends it may see ``database``; None takes the environment variable
             ``RAILWAY_HEALTH_TOKEN``.
-        debug: whether everybody may.
+        debug: whether everybody may; on Railway, nobody may without the token.
     """
     named = by_name(engines)
     found = route(named, path, headers, query or {}, token=token, debug=debug)
@@ -109,7 +109,7 @@ def route(
             return live()
         case "ready":
             return lambda probes: ready(engines, probes)
-        case "database" if debug or carries_token(token, headers, query):
+        case "database" if may_see(token, headers, query, debug=debug):
             accept = next((value for name, value in headers if name.lower() == "accept"), "")
             return lambda probes: database(engines, probes, html=wants_html(accept))
         case "database":
