@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flask import current_app
@@ -15,8 +17,6 @@ from sa_railway.flask.circumstances import Circumstances
 from sa_railway.flask.uncommitted import Uncommitted, connections_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
@@ -43,27 +43,31 @@ def end_sessions(database: Database, error: BaseException | None, *, commit: boo
     sessions, async_sessions = database.sessions(), database.async_sessions()
     if not sessions and not async_sessions:
         return
-    circumstances = Circumstances(error)
     try:
         if sessions:
-            _end_each(sessions, circumstances, commit=commit)
+            _end_each(sessions, partial(Circumstances, error), commit=commit)
     finally:
         try:
             if async_sessions:
                 end_each = current_app.ensure_sync(_end_each_async)
-                end_each(async_sessions, circumstances, commit=commit)
+                end_each(async_sessions, Circumstances(error), commit=commit)
         finally:
             database.forget()
 
 
-def _end_each(sessions: Sequence[Session], circumstances: Circumstances, *, commit: bool) -> None:
+# What has ended is looked at only where that matters, since most requests leave nothing. Another
+# thread, in which asyncio may run, knows nothing of a command, so it is told.
+Look = Callable[[], Circumstances]
+
+
+def _end_each(sessions: Sequence[Session], look: Look, *, commit: bool) -> None:
     """End them all, also if one raises."""
     first, *others = sessions
     try:
-        _end(first, circumstances, commit=commit)
+        _end(first, look, commit=commit)
     finally:
         if others:
-            _end_each(others, circumstances, commit=commit)
+            _end_each(others, look, commit=commit)
 
 
 async def _end_each_async(
@@ -71,25 +75,25 @@ async def _end_each_async(
 ) -> None:
     first, *others = sessions
     try:
-        await first.run_sync(_end, circumstances, commit=commit)
+        await first.run_sync(_end, lambda: circumstances, commit=commit)
     finally:
         if others:
             await _end_each_async(others, circumstances, commit=commit)
 
 
-def _end(session: Session, circumstances: Circumstances, *, commit: bool) -> None:
+def _end(session: Session, look: Look, *, commit: bool) -> None:
     try:
         left = Uncommitted.of(session)
-        engines = {connection.engine for connection in connections_of(session)}
-        commit = commit and (bool(left) or left.perhaps) and not circumstances.failed
+        commit = commit and (bool(left) or left.perhaps) and not look().failed
+        engines = {connection.engine for connection in connections_of(session)} if left else set()
         if commit:
             session.commit()
     finally:
         _close(session)
     if left:
-        _log(left, circumstances, committed=commit)
+        _log(left, look(), committed=commit)
         if not commit:
-            _announce(engines, circumstances)
+            _announce(engines, look())
 
 
 def _close(session: Session) -> None:

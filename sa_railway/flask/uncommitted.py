@@ -7,7 +7,8 @@ whatever is executed on ``session.connection()``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import event
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Uncommitted", "connections_of", "watch"]
 
+_WRITES, _PERHAPS = attrgetter("writes"), attrgetter("perhaps")
+
 _CONNECTIONS = "sa_railway.flask.connections"
 
 _watched: WeakSet[Any] = WeakSet()  # dialects, which an engine and its copies have in common
 
 
-@dataclass(frozen=True)
-class Uncommitted:
+class Uncommitted(NamedTuple):
     """What would be lost if a session were closed now; false if that is nothing.
 
     Attributes:
@@ -47,16 +49,17 @@ class Uncommitted:
     @classmethod
     def of(cls, session: Session) -> Uncommitted:
         """Look at *session*; the server is not asked."""
+        tallies = [tally for each in connections_of(session) if (tally := _tallies.get(each))]
         return cls(
             new=len(session.new),
-            changed=sum(session.is_modified(instance) for instance in session.dirty),
+            changed=sum(map(session.is_modified, session.dirty)),
             deleted=len(session.deleted),
-            writes=sum(_tallies[connection].writes for connection in connections_of(session)),
-            perhaps=any(_tallies[connection].perhaps for connection in connections_of(session)),
+            writes=sum(map(_WRITES, tallies)),
+            perhaps=any(map(_PERHAPS, tallies)),
         )
 
     def __bool__(self) -> bool:
-        return any((self.new, self.changed, self.deleted, self.writes))
+        return bool(self.new or self.changed or self.deleted or self.writes)
 
     def __str__(self) -> str:
         return (
@@ -67,7 +70,8 @@ class Uncommitted:
 
 def connections_of(session: Session) -> list[Connection]:
     """Return the connections on which *session* has a transaction open."""
-    return list(session.info.get(_CONNECTIONS, ()))
+    begun: list[Connection] = session.info.get(_CONNECTIONS, [])
+    return [each for each in begun if not each.closed] if session.in_transaction() else []
 
 
 def watch(engine: Engine) -> None:
@@ -81,7 +85,8 @@ def watch(engine: Engine) -> None:
         return
     _watched.add(dialect)
     execute, executemany = dialect.do_execute, dialect.do_executemany
-    execute_no_params = dialect.do_execute_no_params
+    execute_no_params, savepoint = dialect.do_execute_no_params, dialect.do_savepoint
+    rollback_to_savepoint = dialect.do_rollback_to_savepoint
 
     def do_execute(cursor: Any, statement: Any, parameters: Any, context: Any = None) -> None:
         execute(cursor, statement, parameters, context)
@@ -95,8 +100,19 @@ def watch(engine: Engine) -> None:
         execute_no_params(cursor, statement, context)
         _executed(statement, context)
 
+    def do_savepoint(connection: Connection, name: str) -> None:
+        savepoint(connection, name)
+        tally = _tally_of(connection)
+        tally.at_savepoint[name] = tally.writes
+
+    def do_rollback_to_savepoint(connection: Connection, name: str) -> None:
+        rollback_to_savepoint(connection, name)
+        tally = _tally_of(connection)
+        tally.writes = tally.at_savepoint.get(name, tally.writes)
+
     dialect.do_execute, dialect.do_executemany = do_execute, do_executemany
-    dialect.do_execute_no_params = do_execute_no_params
+    dialect.do_execute_no_params, dialect.do_savepoint = do_execute_no_params, do_savepoint
+    dialect.do_rollback_to_savepoint = do_rollback_to_savepoint
 
 
 @dataclass
@@ -105,14 +121,26 @@ class _Tally:
 
     writes: int = 0
     perhaps: bool = False
-    at_savepoint: WeakKeyDictionary[SessionTransaction, int] = field(
-        default_factory=WeakKeyDictionary
-    )
+    at_savepoint: dict[str, int] = field(default_factory=dict)
 
 
-# By the connection that a session has begun a transaction on. Nothing in a value may refer to the
-# key, which would then stay for ever; a transaction does.
+# Of those connections on which something was written, or a savepoint was made.
 _tallies: WeakKeyDictionary[Connection, _Tally] = WeakKeyDictionary()
+
+
+def _tally_of(connection: Connection) -> _Tally:
+    return _tallies.setdefault(connection, _Tally())
+
+
+def _executed(statement: object, context: Any) -> None:
+    writes = effects_of(statement).writes
+    if writes is Writes.NO or context is None:
+        return
+    tally = _tally_of(context.root_connection)
+    if writes is Writes.YES:
+        tally.writes += 1
+    else:
+        tally.perhaps = True
 
 
 # The class of all sessions, for each extension makes its own: Flask-SQLAlchemy a class, and
@@ -120,32 +148,7 @@ _tallies: WeakKeyDictionary[Connection, _Tally] = WeakKeyDictionary()
 @event.listens_for(Session, "after_begin")
 def _begun(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
     if transaction.nested:
-        tally = _tallies[connection]
-        tally.at_savepoint[transaction] = tally.writes
-    else:
-        session.info.setdefault(_CONNECTIONS, []).append(connection)
-        _tallies[connection] = _Tally()
-
-
-@event.listens_for(Session, "after_soft_rollback")
-def _rolled_back(session: Session, transaction: SessionTransaction) -> None:
-    for connection in connections_of(session):
-        tally = _tallies[connection]
-        tally.writes = tally.at_savepoint.get(transaction, tally.writes)
-
-
-@event.listens_for(Session, "after_transaction_end")
-def _ended(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is None:
-        session.info.pop(_CONNECTIONS, None)
-
-
-def _executed(statement: object, context: Any) -> None:
-    tally = _tallies.get(context.root_connection) if context is not None else None
-    if tally is None:
         return
-    writes = effects_of(statement).writes
-    if writes is Writes.YES:
-        tally.writes += 1
-    elif writes:
-        tally.perhaps = True
+    others = [each for each in session.info.get(_CONNECTIONS, ()) if not each.closed]
+    session.info[_CONNECTIONS] = [*(each for each in others if each is not connection), connection]
+    _tallies.pop(connection, None)  # of a connection that the session is bound to, and shares
