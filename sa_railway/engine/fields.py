@@ -58,8 +58,8 @@ def _fields_of(histogram: str) -> list[str]:
 
 
 FIELDS = (
-    # of the pools now: the connections that they keep, and those that are open
-    *("size", "open"),
+    # of the pools now: the connections that they keep, may have at most, and have open
+    *("size", "limit", "open"),
     # connections that were not returned before the end of their process or engine
     "abandoned",
     *(*COUNTS, *FAILURES.values(), *OUTCOMES.values()),
@@ -78,7 +78,7 @@ def _range(histogram: str) -> slice:
     return slice(field(names[0]), field(names[-1]) + 1)
 
 
-_SIZE, _OPEN, _ABANDONED = map(field, ("size", "open", "abandoned"))
+_SIZE, _LIMIT, _OPEN, _ABANDONED = map(field, ("size", "limit", "open", "abandoned"))
 _CHECKOUTS, _FAILED_CHECKOUTS = map(field, ("checkouts", "failed_checkouts"))
 _CHECKED_OUT, _RETURNED = map(_range, ("checkout_wait", "hold"))
 
@@ -88,6 +88,7 @@ def gauges(values: Sequence[float]) -> dict[str, float]:
     checked_out = sum(values[_CHECKED_OUT])
     return {
         "size": values[_SIZE],
+        "limit": values[_LIMIT],
         "open": values[_OPEN],
         "overflow": max(0.0, values[_OPEN] - values[_SIZE]),
         "checked_out": checked_out - sum(values[_RETURNED]) - values[_ABANDONED],
@@ -98,6 +99,6 @@ def gauges(values: Sequence[float]) -> dict[str, float]:
 def settle(values: memoryview[float]) -> None:
     """Close what the end of a process or an engine has left open: all gauges become zero."""
     left = gauges(values)
-    values[_SIZE] = values[_OPEN] = 0.0
+    values[_SIZE] = values[_LIMIT] = values[_OPEN] = 0.0
     values[_ABANDONED] += left["checked_out"]
     values[_FAILED_CHECKOUTS] += left["waiting"]

@@ -9,10 +9,12 @@ where the dead one has stopped; the sum over all slots never loses anything and 
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import mmap
 import os
+import stat
 import tempfile
 import threading
 import zlib
@@ -176,10 +178,27 @@ def _open(name: str) -> int:
     directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     if directory:
         try:
-            return os.open(Path(directory) / name, os.O_RDWR | os.O_CREAT, 0o600)
+            return _open_file(Path(directory) / name)
         except OSError as error:
             logger.warning("Metrics are not shared in PROMETHEUS_MULTIPROC_DIR: %s", error)
     if hasattr(os, "memfd_create"):  # Linux
         return os.memfd_create(name)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
+
+
+def _open_file(path: Path) -> int:
+    """Open the file *path*, but no other one that a link to it stands there for.
+
+    It is going to be made larger and written to, and in a directory such as /tmp anybody can put a
+    link to a file of the user's there.
+
+    Raises:
+        OSError: it cannot be opened, or is a link or no file.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EEXIST, "it is a link, or not a regular file", str(path))

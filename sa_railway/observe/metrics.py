@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isinf
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
@@ -45,14 +46,14 @@ class Snapshot:
         counters: what has happened, and how often.
         failures: the failed queries by the kind of their fault.
         outcomes: the resolved commits by what became of them.
-        gauges: how the pool is now.
+        gauges: how the pool is now; a ``limit`` of infinity is none.
         histograms: how long connecting, waiting for a checkout, and holding a connection took.
     """
 
     counters: Mapping[str, int] = field(default_factory=dict)
     failures: Mapping[str, int] = field(default_factory=dict)
     outcomes: Mapping[str, int] = field(default_factory=dict)
-    gauges: Mapping[str, int] = field(default_factory=dict)
+    gauges: Mapping[str, float] = field(default_factory=dict)
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
 
 
@@ -101,7 +102,10 @@ def snapshot(engine: Engine | AsyncEngine) -> Snapshot:
         counters={name: int(since[name]) for name in fields.COUNTS} | sums,
         failures=failures,
         outcomes=outcomes,
-        gauges={name: int(value) for name, value in fields.gauges(now).items()},
+        gauges={
+            name: value if isinf(value) else int(value)
+            for name, value in fields.gauges(now).items()
+        },
         histograms={name: _histogram(name, since) for name in fields.HISTOGRAMS},
     )
 

@@ -47,6 +47,7 @@ _COUNTERS = {
 }
 _GAUGES = {
     "size": "Connections that the pools keep",
+    "limit": "Connections that the pools may have open at most; +Inf is no limit",
     "open": "Connections that are open",
     "checked_out": "Connections that are in use",
     "overflow": "Connections open beyond the size of the pools",

@@ -209,6 +209,7 @@ def test_the_pool_as_it_is_now(make: Make):
     with engine.connect(), engine.connect():
         assert snapshot(engine).gauges == {
             "size": 1,
+            "limit": 2,
             "open": 2,
             "overflow": 1,
             "checked_out": 2,
@@ -217,6 +218,7 @@ def test_the_pool_as_it_is_now(make: Make):
 
     assert snapshot(engine).gauges == {
         "size": 1,
+        "limit": 2,
         "open": 1,
         "overflow": 0,
         "checked_out": 0,
@@ -294,6 +296,18 @@ def test_a_connection_that_is_given_out_twice_counts_once():
     assert snapshot(engine).histograms["hold"].count == 1
 
 
+@pytest.mark.parametrize("options", [{"max_overflow": -1}, {"poolclass": NullPool}])
+def test_a_pool_that_may_have_any_number_of_connections_has_no_limit(
+    make: Make, options: dict[str, object]
+):
+    engine = make(**options)
+
+    assert snapshot(engine).gauges["limit"] == float("inf")
+    page = prometheus.render()[1].decode()
+    label = counters_module.counters_of(engine).label
+    assert f'sa_railway_pool_limit{{engine="{label}"}} +Inf' in page.splitlines()
+
+
 def test_a_pool_that_keeps_nothing_has_no_size(make: Make):
     engine = make(poolclass=NullPool)
     with engine.connect():
@@ -313,6 +327,7 @@ def test_an_engine_that_is_gone_leaves_no_pool_behind(make: Make, tmp_path: Path
 
     assert snapshot(again).gauges == {
         "size": 5,
+        "limit": 15,
         "open": 0,
         "overflow": 0,
         "checked_out": 0,
@@ -477,6 +492,7 @@ def test_the_page_has_the_numbers_under_names_with_units(make: Make, tmp_path: P
         **{f"sa_railway_{name}_total": 0 for name in COUNTS if name != "checkouts"},
         "sa_railway_queries_total": 2,
         "sa_railway_pool_size": 3,
+        "sa_railway_pool_limit": 13,
         "sa_railway_pool_open": 1,
         "sa_railway_pool_checked_out": 0,
         "sa_railway_pool_overflow": 0,

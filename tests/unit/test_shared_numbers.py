@@ -167,6 +167,99 @@ def test_without_the_directory_the_numbers_are_those_of_the_family(
     assert f"{str(missing)!r}"[:-1] in message
 
 
+@pytest.mark.parametrize("plant", ["symlink_to", "hardlink_to"])
+def test_a_link_that_was_put_in_the_place_of_the_file_is_not_written_through(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    plant: str,
+):
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    numbers()
+    (file,) = tmp_path.iterdir()
+    file.unlink()
+    diary = tmp_path / "diary.txt"
+    diary.write_text("mine")
+    getattr(file, plant)(diary)
+
+    own = numbers()
+    own.claim("a")[1] += 1
+
+    assert [block.values for block in own.read()] == [[0, 1]]
+    assert diary.read_text() == "mine"
+    reason = {
+        "symlink_to": "[Errno 40] Too many levels of symbolic links",
+        "hardlink_to": "[Errno 17] it is a link, or not a regular file",
+    }[plant]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Metrics are not shared in PROMETHEUS_MULTIPROC_DIR: {reason}: {str(file)!r}"
+    ]
+
+
+def test_a_pipe_in_the_place_of_the_file_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    numbers()
+    (file,) = tmp_path.iterdir()
+    file.unlink()
+    os.mkfifo(file)
+
+    numbers()
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "Metrics are not shared in PROMETHEUS_MULTIPROC_DIR: "
+        f"[Errno 17] it is a link, or not a regular file: {str(file)!r}"
+    ]
+
+
+SPAWNED = """
+import multiprocessing
+import sqlalchemy
+import sa_railway
+from sa_railway.observe.metrics import snapshot
+
+
+def query(path):
+    engine = sa_railway.create_engine(f"sqlite:///{path}", metrics=True)
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text("SELECT 1"))
+    return engine
+
+
+if __name__ == "__main__":
+    import json, sys
+    from sa_railway.engine.counters import read_all
+    from sa_railway.engine.fields import FIELDS
+
+    query(sys.argv[1])
+    child = multiprocessing.get_context(sys.argv[2]).Process(target=query, args=(sys.argv[1],))
+    child.start()
+    child.join()
+    print(json.dumps(sum(block.values[FIELDS.index("queries")] for block in read_all())))
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_children_that_are_not_forked_from_us_are_counted_by_the_directory(
+    tmp_path: Path, method: str
+):
+    program, directory = tmp_path / "program.py", tmp_path / "metrics"
+    program.write_text(SPAWNED)
+    directory.mkdir()
+
+    done = subprocess.run(
+        [sys.executable, program, tmp_path / "app.db", method],
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert (done.stdout, done.stderr) == ("2.0\n", "")
+
+
 def test_a_name_is_found_again():
     own = numbers()
     own.claim("a")[1] += 1
@@ -321,7 +414,7 @@ child = Child(query)
 show_all()
 """
     )
-    own = {"size": 2, "open": 1, "overflow": 0, "checked_out": 0, "waiting": 0}
+    own = {"size": 2, "limit": 12, "open": 1, "overflow": 0, "checked_out": 0, "waiting": 0}
 
     assert [[queries, is_alive] for queries, _, is_alive in shown[0]] == [[1, True], [2, False]]
     assert shown[1] == [[1, own, True], [3, own, True]]

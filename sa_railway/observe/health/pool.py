@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isinf
 
 from sqlalchemy import Engine, QueuePool
+
+from sa_railway.engine.counters import pool_limit
 
 __all__ = ["PoolState"]
 
@@ -35,14 +38,13 @@ class PoolState:
         pool = engine.pool
         if not isinstance(pool, QueuePool):
             return None
-        # not public; tests/unit/test_probe.py fails when it moves
-        max_overflow = pool._max_overflow
+        limit = pool_limit(pool)
         return cls(
             size=pool.size(),
             checked_out=pool.checkedout(),
             idle=pool.checkedin(),
             overflow=max(0, pool.overflow()),
-            max_overflow=None if max_overflow < 0 else max_overflow,
+            max_overflow=None if isinf(limit) else int(limit) - pool.size(),
             waiting=waiting,
         )
 

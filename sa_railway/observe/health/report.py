@@ -107,7 +107,7 @@ def report_on(engine: Engine, answer: Probe) -> HealthReport:
     facts = Facts(
         profile=profile,
         probe=answer,
-        pool=PoolState.of(engine, waiting=now.gauges.get("waiting", 0)),
+        pool=PoolState.of(engine, waiting=int(now.gauges.get("waiting", 0))),
         window=window(engine, profile.health_window),
     )
     found = judge(facts)
