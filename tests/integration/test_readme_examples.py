@@ -9,12 +9,17 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = README + (ROOT / "docs" / "transactions.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
-PRINTED = {"SELECT 'connected'": "connected\n", "run_transaction(engine, transfer)": "200\n"}
+PRINTED = {
+    "SELECT 'connected'": "connected\n",
+    "SELECT 'answered'": "answered\n",
+    "run_transaction(engine, transfer)": "200\n",
+}
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[b.split("\n")[0][:40] for b in BLOCKS])
 def test_an_example_runs(block, database_url, monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("DATABASE_URL", database_url.render_as_string(hide_password=False))
+    for name in ("DATABASE_URL", "AUDIT_DATABASE_URL"):
+        monkeypatch.setenv(name, database_url.render_as_string(hide_password=False))
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "example"}
 
@@ -22,8 +27,9 @@ def test_an_example_runs(block, database_url, monkeypatch, tmp_path, capsys):
 
     engines = [value for value in names.values() if hasattr(value, "dispose")]
     if "db" in names:
-        with names["app"].app_context():
-            engines.append(names["db"].engine)
+        app = names["app"] if "app" in names else names["create_app"]()
+        with app.app_context():
+            engines += names["db"].engines.values()
     for engine in engines:
         with engine.connect() as connection:
             assert connection.exec_driver_sql("SELECT 1").scalar() == 1
