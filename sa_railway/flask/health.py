@@ -58,7 +58,7 @@ def add_routes(app: Flask, prefix: str, engines: Callable[[], Mapping[str, Engin
     views: dict[str, View] = {
         "live": lambda: _response(endpoints.live()),
         "ready": lambda: _ready(engines()),
-        "database": lambda: _database(engines()) if allowed() else refusal(),
+        "database": lambda: _database(engines(), app.name) if allowed() else refusal(),
     }
     for name in views:
         other = _other_view(app, f"{prefix}/{name}")
@@ -76,9 +76,10 @@ def _ready(engines: Mapping[str, Engine]) -> Response:
     return _response(endpoints.ready(engines, endpoints.ask(engines)))
 
 
-def _database(engines: Mapping[str, Engine]) -> Response:
+def _database(engines: Mapping[str, Engine], application: str) -> Response:
     html = endpoints.wants_html(request.headers.get("Accept", ""))
-    return _response(endpoints.database(engines, endpoints.ask(engines), html=html))
+    probes = endpoints.ask(engines)
+    return _response(endpoints.database(engines, probes, html=html, application=application))
 
 
 def _response(answer: endpoints.Answer) -> Response:

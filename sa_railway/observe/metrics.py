@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Engine
 
 from sa_railway.engine import fields
-from sa_railway.engine.counters import Counters, counters_of
+from sa_railway.engine.counters import Counters, counters_of, read_all
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-__all__ = ["Histogram", "Snapshot", "Window", "snapshot", "window"]
+__all__ = ["Histogram", "Processes", "Snapshot", "Window", "processes", "snapshot", "window"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,46 @@ class Window:
         """The share of the statements that succeeded; None without any."""
         total = self.successes + self.failures
         return self.successes / total if total else None
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The pools of an engine in all processes that share their numbers, at one moment.
+
+    Attributes:
+        count: how many processes there are.
+        open: connections that are open.
+        checked_out: connections that are in use.
+        waiting: checkouts that wait for one.
+        limit: how many connections there may be; None is no limit.
+    """
+
+    count: int
+    open: int
+    checked_out: int
+    waiting: int
+    limit: int | None
+
+
+def processes(engine: Engine | AsyncEngine) -> Processes | None:
+    """Return the sums of the processes that are alive; without the plugin, None.
+
+    Engines of the same name are summed up together, as they share their numbers.
+    """
+    found = _counters(engine)
+    if found is None:
+        return None
+    pools = [
+        fields.gauges(block.values)
+        for block in read_all()
+        if block.is_alive and block.name == found.label
+    ]
+    limit = sum(pool["limit"] for pool in pools)
+    return Processes(
+        count=len(pools),
+        limit=None if isinf(limit) else int(limit),
+        **{n: int(sum(pool[n] for pool in pools)) for n in ("open", "checked_out", "waiting")},
+    )
 
 
 def snapshot(engine: Engine | AsyncEngine) -> Snapshot:

@@ -3,19 +3,22 @@
 import asyncio
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import text
 
 import sa_railway.asyncio
 from sa_railway import Profile
+from sa_railway.engine.counters import counters_of
 from sa_railway.exc import ConfigurationError
+from sa_railway.observe.health import pool as pool_module
 from sa_railway.observe.health.pool import PoolState
 from sa_railway.observe.health.probe import Probe, ServerFacts
 from sa_railway.observe.health.report import HealthReport, Status, check_health
 from sa_railway.observe.health.rules import Facts, Recommendation, Severity, in_words, judge
-from sa_railway.observe.metrics import Window
+from sa_railway.observe.metrics import Processes, Window
 
 SERVER = ServerFacts(version="17.2", max_connections=100, connections=10, idle_in_transaction=0)
 POOL = PoolState(size=5, checked_out=3, idle=2, overflow=0, max_overflow=10)
@@ -218,6 +221,35 @@ def test_an_engine_of_asyncio():
     assert asyncio.run(sa_railway.asyncio.check_health(engine)).status is Status.HEALTHY
 
 
+def test_the_report_says_for_how_long_a_connection_has_been_in_use(engine, monkeypatch):
+    check_health(engine)  # counts from now on
+    with engine.connect():
+        now = pool_module.time.monotonic()
+        with engine.connect(), monkeypatch.context() as patch:
+            patch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: now + 60))
+            report = check_health(engine)
+    assert 60 <= report.pool.longest_hold < 120
+    assert check_health(engine).pool.longest_hold is None
+
+
+def test_the_report_says_since_when_it_counts(engine):
+    check_health(engine)
+    counters_of(engine).began -= 3600
+    began = datetime.now(UTC) - timedelta(hours=1)
+
+    since = check_health(engine).since
+
+    assert began - timedelta(minutes=1) < since < began + timedelta(minutes=1)
+
+
+def test_the_report_sums_up_the_pools_of_all_processes(engine):
+    check_health(engine)
+    with engine.connect():
+        report = check_health(engine)
+
+    assert report.processes == Processes(count=1, open=1, checked_out=1, waiting=0, limit=15)
+
+
 def test_without_statements_there_is_no_success_rate(engine):
     assert check_health(engine).success_rate is None
 
@@ -234,6 +266,8 @@ def test_the_report_as_json():
         metrics={"queries": 4},
         process=7,
         time=datetime(2026, 1, 2, 3, 4, 5, 678, UTC),
+        since=datetime(2026, 1, 1, 3, 4, 5, 678, UTC),
+        processes=Processes(count=2, open=3, checked_out=1, waiting=0, limit=None),
     )
 
     assert json.loads(json.dumps(report.to_dict())) == {
@@ -261,6 +295,7 @@ def test_the_report_as_json():
             "overflow": 0,
             "max_overflow": 10,
             "waiting": 0,
+            "longest_hold": None,
         },
         "server": {
             "version": "17.2",
@@ -272,5 +307,7 @@ def test_the_report_as_json():
         "metrics": {"queries": 4},
         "process": 7,
         "time": "2026-01-02T03:04:05+00:00",
+        "since": "2026-01-01T03:04:05+00:00",
+        "processes": {"count": 2, "open": 3, "checked_out": 1, "waiting": 0, "limit": None},
         "success_rate": 0.75,
     }

@@ -94,6 +94,15 @@ def test_who_sends_the_token_sees_the_report(carrier):
     assert response.json["databases"]["default"]["status"] == "healthy"
 
 
+def test_the_report_names_the_application_and_on_railway_its_service(monkeypatch):
+    app = make_app(RAILWAY_HEALTH_TOKEN=TOKEN)
+    carrier = CARRIERS[0]
+    assert get(app, "/health/database", **carrier).json["application"] == "shop"
+
+    monkeypatch.setenv("RAILWAY_SERVICE_NAME", "Shop of Ada")
+    assert get(app, "/health/database", **carrier).json["application"] == "Shop of Ada"
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
 def test_a_token_beyond_ascii_is_found_in_a_header(encoding):
     token = "s\u00e9same"

@@ -23,7 +23,7 @@ from sa_railway.observe.health.pool import PoolState
 from sa_railway.observe.health.probe import ServerFacts
 from sa_railway.observe.health.report import HealthReport, Status
 from sa_railway.observe.health.rules import Recommendation, Severity
-from sa_railway.observe.metrics import Window
+from sa_railway.observe.metrics import Processes, Window
 
 VOID = {"meta", "link"}
 POOL = PoolState(size=5, checked_out=3, idle=1, overflow=0, max_overflow=10, waiting=0)
@@ -98,6 +98,41 @@ def test_what_a_healthy_page_says():
         "Process 4711 answered at 03:04:05 UTC . Every worker process has a pool and counts of "
         "its own."
     )
+
+
+def test_the_page_names_the_application_since_when_it_counts_and_what_all_processes_have():
+    subject = with_report(
+        since=datetime(2026, 1, 1, 2, 3, 4, tzinfo=UTC),
+        pool=replace(POOL, longest_hold=1234.56),
+        processes=Processes(count=4, open=12, checked_out=7, waiting=1, limit=60),
+    )
+
+    page = Document(
+        render(
+            {"default": subject}, status=Status.HEALTHY, nonce="n0nce", application="<i>shop</i>"
+        )
+    )
+
+    assert page.text.startswith("Healthy: <i>shop</i> Healthy <i>shop</i> No rule is broken. ")
+    assert (
+        "waiting for one 0 in use for the longest time 1,234.6 s "
+        "in use by all 4 processes 7 of 60 at most open in all of them 12 "
+        "waiting in all of them 1 Server"
+    ) in page.text
+    assert page.text.endswith(
+        "Process 4711 answered at 03:04:05 UTC . It has counted since 2026-01-01 02:03:04 UTC. "
+        "Every worker process has a pool and counts of its own."
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "says"),
+    [(1, 15, "waiting for one 0 Server"), (2, None, "in use by all 2 processes 7 open in all")],
+)
+def test_what_all_processes_have_is_not_said_of_one_and_may_have_no_limit(count, limit, says):
+    sums = Processes(count=count, open=12, checked_out=7, waiting=1, limit=limit)
+
+    assert says in draw(with_report(processes=sums)).text
 
 
 def test_recommendations_stand_first():

@@ -395,6 +395,32 @@ show()
     assert shown == [[0, 0, 0], [1, 0, 1], [1, 1, 1]]
 
 
+def test_the_pools_of_all_living_processes_are_summed_up(engine_program: str):
+    shown = run(
+        engine_program
+        + """
+from dataclasses import asdict
+from sa_railway.observe.metrics import processes
+
+query()
+
+def hold():
+    global held
+    held = engine.connect()
+
+first, second = Child(hold), Child(hold)
+print(json.dumps(asdict(processes(engine))))
+first.end()
+print(json.dumps(asdict(processes(engine))))
+"""
+    )
+
+    assert shown == [
+        {"count": 3, "open": 3, "checked_out": 2, "waiting": 0, "limit": 36},
+        {"count": 2, "open": 2, "checked_out": 1, "waiting": 0, "limit": 24},
+    ]
+
+
 def test_a_child_that_is_killed_leaves_its_counts_and_nothing_else(engine_program: str):
     shown = run(
         engine_program

@@ -8,6 +8,7 @@ they may be put below any prefix.
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
@@ -172,26 +173,35 @@ def ready(engines: Mapping[str, Engine], probes: Probes) -> Answer:
     )
 
 
-def database(engines: Mapping[str, Engine], probes: Probes, *, html: bool) -> Answer:
+def database(
+    engines: Mapping[str, Engine], probes: Probes, *, html: bool, application: str | None = None
+) -> Answer:
     """Tell all that is known, as JSON or as a page. Not for everybody.
+
+    On Railway the *application* is called by the name of its service.
 
     A critical status is 503 as JSON, for those who watch it. The page is always 200: it is there.
     """
     reports = {name: report_on(engine, probes[name]) for name, engine in engines.items()}
     status = min((report.status for report in reports.values()), key=list(Status).index)
+    application = os.environ.get("RAILWAY_SERVICE_NAME") or application
     if html:
-        return _page(engines, reports, status)
+        return _page(engines, reports, status, application)
     return _json(
         503 if status is Status.CRITICAL else 200,
         {
             "status": status.value,
+            "application": application,
             "databases": {name: report.to_dict() for name, report in reports.items()},
         },
     )
 
 
 def _page(
-    engines: Mapping[str, Engine], reports: Mapping[str, HealthReport], status: Status
+    engines: Mapping[str, Engine],
+    reports: Mapping[str, HealthReport],
+    status: Status,
+    application: str | None,
 ) -> Answer:
     subjects = {
         name: Subject(
@@ -209,7 +219,7 @@ def _page(
         "Referrer-Policy": "no-referrer",  # the URL may hold the token
         "X-Content-Type-Options": "nosniff",
     }
-    page = render(subjects, status=status, nonce=nonce)
+    page = render(subjects, status=status, nonce=nonce, application=application)
     return Answer(200, page, "text/html; charset=utf-8", headers)
 
 

@@ -29,7 +29,7 @@ from sa_railway.observe.health.plots import (
 from sa_railway.observe.health.pool import PoolState
 from sa_railway.observe.health.report import HealthReport, Status
 from sa_railway.observe.health.rules import Recommendation, in_words
-from sa_railway.observe.metrics import Window
+from sa_railway.observe.metrics import Processes, Window
 
 __all__ = ["Subject", "content_security_policy", "render"]
 
@@ -63,15 +63,18 @@ def content_security_policy(nonce: str) -> str:
     )
 
 
-def render(subjects: Mapping[str, Subject], *, status: Status, nonce: str) -> str:
+def render(
+    subjects: Mapping[str, Subject], *, status: Status, nonce: str, application: str | None = None
+) -> str:
     """Return the page.
 
     Args:
         subjects: by the names of the databases.
         status: the worst of theirs.
+        application: its name, if that is known.
         nonce: of the ``content_security_policy()`` that it is sent with; new for each answer.
     """
-    title = f"{status.value.capitalize()}: database"
+    title = f"{status.value.capitalize()}: {escape(application or 'database')}"
     several = len(subjects) > 1
     body = "".join(_subject(name if several else "", each) for name, each in subjects.items())
     return f"""<!doctype html>
@@ -88,7 +91,7 @@ def render(subjects: Mapping[str, Subject], *, status: Status, nonce: str) -> st
 </head>
 <body>
 <main>
-{_headline(status, subjects)}
+{_headline(status, subjects, application)}
 {body}
 {_footer(subjects)}
 </main>
@@ -113,14 +116,15 @@ def _icon(status: Status) -> str:
     return f"data:image/svg+xml,{quote(svg)}"
 
 
-def _headline(status: Status, subjects: Mapping[str, Subject]) -> str:
+def _headline(status: Status, subjects: Mapping[str, Subject], application: str | None) -> str:
     worst = next(each.report for each in subjects.values() if each.report.status is status)
     found = worst.recommendations
     reason = escape(found[0].message) if worst.rule else "No rule is broken."
+    name = f" <small>{escape(application)}</small>" if application else ""
     return f"""<header class="status {status.value}">
 <svg viewBox="0 0 24 24" aria-hidden="true"><circle class="disc" cx="12" cy="12" r="12"/>
 <path class="sign" d="{_SIGNS[status]}"/></svg>
-<div><h1>{status.value.capitalize()}</h1><p class="soft">{reason}</p></div>
+<div><h1>{status.value.capitalize()}{name}</h1><p class="soft">{reason}</p></div>
 </header>"""
 
 
@@ -133,7 +137,7 @@ def _subject(name: str, subject: Subject) -> str:
     cards = (
         _success_card(subject),
         _round_trip_card(subject),
-        _pool_card(report.pool),
+        _pool_card(report.pool, report.processes),
         _server_card(report, subject.profile),
     )
     return f"""<section>
@@ -202,7 +206,7 @@ def _axes(plot: str, top: str, bottom: str, seconds: float, note: str = "") -> s
     )
 
 
-def _pool_card(pool: PoolState | None) -> str:
+def _pool_card(pool: PoolState | None, processes: Processes | None) -> str:
     if pool is None:
         return _card("Pool", '<p class="soft">This engine keeps no pool of a fixed size.</p>')
     most = "no limit" if pool.limit is None else f"of {pool.limit:,} at most"
@@ -213,7 +217,25 @@ def _pool_card(pool: PoolState | None) -> str:
         f"<dt>{legend('idle')} idle</dt><dd>{pool.idle:,}</dd>"
         f"<dt>{legend('used beyond')} beyond the size of {pool.size:,}</dt>"
         f"<dd>{pool.overflow:,}</dd>"
-        f"<dt>waiting for one</dt><dd>{pool.waiting:,}</dd></dl>",
+        f"<dt>waiting for one</dt><dd>{pool.waiting:,}</dd>"
+        f"{_longest_hold(pool)}{_all_processes(processes)}</dl>",
+    )
+
+
+def _longest_hold(pool: PoolState) -> str:
+    if pool.longest_hold is None:
+        return ""
+    return f"<dt>in use for the longest time</dt><dd>{pool.longest_hold:,.1f} s</dd>"
+
+
+def _all_processes(found: Processes | None) -> str:
+    if found is None or found.count < 2:
+        return ""
+    most = "" if found.limit is None else f" of {found.limit:,} at most"
+    return (
+        f"<dt>in use by all {found.count:,} processes</dt><dd>{found.checked_out:,}{most}</dd>"
+        f"<dt>open in all of them</dt><dd>{found.open:,}</dd>"
+        f"<dt>waiting in all of them</dt><dd>{found.waiting:,}</dd>"
     )
 
 
@@ -256,11 +278,12 @@ def _counters(report: HealthReport) -> str:
 def _footer(subjects: Mapping[str, Subject]) -> str:
     report = next(iter(subjects.values())).report
     replica = os.environ.get("RAILWAY_REPLICA_ID", "")
+    since = f"It has counted since {report.since:%Y-%m-%d %H:%M:%S} UTC. " if report.since else ""
     where = f" of replica {escape(replica[:8])}" if replica else ""
     return (
         f'<footer class="soft"><p>Process {report.process}{where} answered at '
-        f'<time datetime="{report.time.isoformat()}">{report.time:%H:%M:%S} UTC</time>. Every '
-        "worker process has a pool and counts of its own.</p></footer>"
+        f'<time datetime="{report.time.isoformat()}">{report.time:%H:%M:%S} UTC</time>. '
+        f"{since}Every worker process has a pool and counts of its own.</p></footer>"
     )
 
 

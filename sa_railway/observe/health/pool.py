@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from math import isinf
 
 from sqlalchemy import Engine, QueuePool
 
-from sa_railway.engine.counters import pool_limit
+from sa_railway.engine.counters import counters_of, pool_limit
 
 __all__ = ["PoolState"]
 
@@ -23,6 +24,8 @@ class PoolState:
         overflow: how many are open beyond the size.
         max_overflow: how many there may be beyond the size; None is no limit.
         waiting: how many checkouts wait for one.
+        longest_hold: for how many seconds the one that was checked out first has been in use; None
+            if none is, or nothing is counted.
     """
 
     size: int
@@ -31,6 +34,7 @@ class PoolState:
     overflow: int
     max_overflow: int | None
     waiting: int = 0
+    longest_hold: float | None = None
 
     @classmethod
     def of(cls, engine: Engine, *, waiting: int = 0) -> PoolState | None:
@@ -46,6 +50,7 @@ class PoolState:
             overflow=max(0, pool.overflow()),
             max_overflow=None if isinf(limit) else int(limit) - pool.size(),
             waiting=waiting,
+            longest_hold=_longest_hold(engine),
         )
 
     @property
@@ -62,3 +67,10 @@ class PoolState:
     def is_open(self) -> bool:
         """Whether it has any connection at all."""
         return self.checked_out + self.idle > 0
+
+
+def _longest_hold(engine: Engine) -> float | None:
+    counters = counters_of(engine)
+    # as a list first, which no checkout can come between
+    began = min(list(counters.out.values()), default=None) if counters else None
+    return None if began is None else time.monotonic() - began

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
 from sa_railway.engine import counting
+from sa_railway.engine.counters import counters_of
 from sa_railway.engine.profiles import profile_of
 from sa_railway.observe.health.pool import PoolState
 from sa_railway.observe.health.probe import Probe, ServerFacts, start_probe
 from sa_railway.observe.health.rules import Facts, Recommendation, Severity, judge
-from sa_railway.observe.metrics import Window, snapshot, window
+from sa_railway.observe.metrics import Processes, Window, processes, snapshot, window
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -54,6 +56,8 @@ class HealthReport:
         metrics: the counters of this engine since the process began.
         process: the id of this process: every worker has a pool, a window and counters of its own.
         time: when this was, in UTC.
+        since: when this process began to count.
+        processes: what the pools of all processes have together; None if nothing is counted.
     """
 
     status: Status
@@ -66,6 +70,8 @@ class HealthReport:
     metrics: Mapping[str, int]
     process: int
     time: datetime
+    since: datetime | None = None
+    processes: Processes | None = None
 
     @property
     def success_rate(self) -> float | None:
@@ -76,6 +82,7 @@ class HealthReport:
         """Return the report as JSON can hold it; times in seconds."""
         report = asdict(self)
         report["time"] = self.time.isoformat(timespec="seconds")
+        report["since"] = self.since and self.since.isoformat(timespec="seconds")
         report["success_rate"] = self.success_rate
         return report
 
@@ -123,7 +130,16 @@ def report_on(engine: Engine, answer: Probe) -> HealthReport:
         metrics=dict(now.counters),
         process=os.getpid(),
         time=datetime.now(UTC),
+        since=_since(engine),
+        processes=processes(engine),
     )
+
+
+def _since(engine: Engine) -> datetime | None:
+    counters = counters_of(engine)
+    if counters is None:
+        return None
+    return datetime.now(UTC) - timedelta(seconds=time.monotonic() - counters.began)
 
 
 def as_sync(engine: Engine | AsyncEngine) -> Engine:
