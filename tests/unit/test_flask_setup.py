@@ -120,3 +120,37 @@ with app.app_context():
 """
 
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_the_text_of_a_large_statement_is_not_kept():
+    # in a process of its own, as what other tests leave behind is measured as well
+    program = """
+import gc, tracemalloc
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import text
+from sa_railway import engine_options
+from sa_railway.flask import Railway
+
+app = Flask("shop")
+app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+options = engine_options("sqlite://", connect_args={"cached_statements": 0}, query_cache_size=0)
+app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options
+db = SQLAlchemy(app)
+Railway(app, db)
+
+def length(size, number):
+    with app.app_context():
+        statement = f"SELECT length('{number:06}{'a' * size}')"
+        return db.session.connection().exec_driver_sql(statement).scalar()
+
+length(10, 0)
+tracemalloc.start()
+for size in (4_900_000, 50_000, 5_000):
+    for number in range(20):
+        assert length(size, number) == size + 6
+gc.collect()
+assert tracemalloc.get_traced_memory()[0] < 200_000, tracemalloc.get_traced_memory()
+"""
+
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

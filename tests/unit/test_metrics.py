@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.pool import NullPool
 
 import sa_railway
-from sa_railway import events
+from sa_railway import engine_options, events
 from sa_railway.engine import counters as counters_module
 from sa_railway.engine.counters import Counters
 from sa_railway.engine.fields import COUNTS, field
@@ -294,6 +294,19 @@ def test_a_connection_that_is_given_out_twice_counts_once():
     assert snapshot(engine).gauges["checked_out"] == 0
     assert snapshot(engine).gauges["waiting"] == 0
     assert snapshot(engine).histograms["hold"].count == 1
+
+
+def test_engines_of_one_url_are_told_apart_by_their_logging_names(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'shop.db'}"
+    options = [engine_options(url, logging_name=name, metrics=True) for name in ("main", "audit")]
+    engines = [sqlalchemy.create_engine(url, **each) for each in options]
+
+    with engines[0].connect() as connection:
+        connection.execute(text("SELECT 1"))
+
+    assert [snapshot(engine).counters["queries"] for engine in engines] == [1, 0]
+    for engine in engines:
+        engine.dispose()
 
 
 @pytest.mark.parametrize("options", [{"max_overflow": -1}, {"poolclass": NullPool}])
