@@ -8,6 +8,7 @@ committed must not be done twice. So each error is examined where it arises.
 from __future__ import annotations
 
 import traceback
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from sa_railway.engine.naming import engine_name
 from sa_railway.engine.profiles import fault_kinds_of
 from sa_railway.exc import CommitOutcomeUnknownError
 from sa_railway.faults import FaultKind, classify
+from sa_railway.faults.origin import is_of_database, members
 
 __all__ = [
     "commits_by_itself",
@@ -29,6 +31,7 @@ __all__ = [
     "kinds_of",
     "mark_errors",
     "mark_undone",
+    "was_lost",
 ]
 
 _IN_DOUBT = "railway_in_doubt"
@@ -38,6 +41,12 @@ _KINDS = "railway_fault_kinds"
 # The server has not answered, or with an error that is not known. Any other error is its answer: it
 # has rolled back.
 _UNANSWERED = {FaultKind.DISCONNECT, FaultKind.CONNECT_TRANSIENT, FaultKind.PERMANENT}
+
+
+# What means that a connection is lost, or is given up for another server.
+_GONE = {FaultKind.DISCONNECT, FaultKind.READ_ONLY}
+
+_lost: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 
 def mark_errors() -> None:
@@ -51,6 +60,14 @@ def mark_undone(error: BaseException) -> None:
     setattr(error, _IN_DOUBT, False)
 
 
+def was_lost(connection: Connection) -> bool:
+    """Return whether an error of the database ended *connection*, and not a call of the caller's.
+
+    Seen are errors since ``mark_errors()``.
+    """
+    return connection in _lost
+
+
 def is_in_doubt(error: BaseException, *, since: BaseException | None = None) -> bool:
     """Return whether what failed with *error* may have been committed all the same.
 
@@ -61,7 +78,7 @@ def is_in_doubt(error: BaseException, *, since: BaseException | None = None) -> 
         error: as the work has raised it.
         since: what was being handled when the work began, which is not of its doing.
     """
-    heads: list[BaseException | None] = [error]
+    heads: list[BaseException | None] = list(members(error))
     for e in _history(error, since):
         if isinstance(e, CommitOutcomeUnknownError) or getattr(e, _IN_DOUBT, False):
             return True
@@ -90,6 +107,7 @@ def _history(error: BaseException | None, since: BaseException | None) -> Iterat
             seen.add(id(current))
             yield current
             found += [current.__context__, current.__cause__, getattr(current, "orig", None)]
+            found += getattr(current, "exceptions", ())  # of a group
 
 
 def _is_unseen_loss(error: BaseException) -> bool:
@@ -119,6 +137,17 @@ def _mark(context: ExceptionContext) -> None:
         setattr(error, _KINDS, fault_kinds_of(context.engine))
     if not hasattr(error, _IN_DOUBT):
         setattr(error, _IN_DOUBT, _may_be_committed(context))
+    connection = context.connection
+    # one that is invalid already was so before this error, which only says it
+    if connection is not None and not connection.invalidated and _is_loss(context):
+        _lost.add(connection)
+
+
+def _is_loss(context: ExceptionContext) -> bool:
+    if not is_of_database(context.sqlalchemy_exception or context.original_exception):
+        return False
+    kinds = fault_kinds_of(context.engine) if context.engine is not None else {}
+    return context.is_disconnect or classify(context.original_exception, kinds=kinds).kind in _GONE
 
 
 def _may_be_committed(context: ExceptionContext) -> bool:

@@ -29,13 +29,14 @@ from sa_railway.commit.asking import Asker
 from sa_railway.commit.decision import Outcome, Ticket
 from sa_railway.commit.marker import Marker, MarkerTable
 from sa_railway.commit.status import Inquiry
-from sa_railway.commit.wire import is_lost, severity_of, sqlstate_of
+from sa_railway.commit.wire import is_lost, sqlstate_of
 from sa_railway.commit.work import Work, is_idle, work_on
 from sa_railway.config.profile import Profile
 from sa_railway.engine.guard import guarded
 from sa_railway.engine.naming import engine_name
 from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError
 from sa_railway.faults import FaultKind, classify
+from sa_railway.faults.origin import severity_of
 
 __all__ = ["CommitState", "Outcome", "committing", "listen", "watch_commit"]
 
@@ -45,7 +46,7 @@ logger = logging.getLogger("sa_railway.commit")
 _FIRST_VERSION = (10,)
 
 # With these the server, or a pooler in its name, reports its own state, not the transaction's.
-_NO_ANSWER = ("08", "53", "57P", "58", "XX")
+_NO_ANSWER = ("08", "53", "57P", "58", "MT", "XX")
 
 Proof = Ticket | Marker | Outcome
 

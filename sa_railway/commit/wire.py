@@ -17,6 +17,7 @@ from sqlalchemy.util import await_only
 
 from sa_railway.commit.tracking import has_plain_commit, unseen_cursor
 from sa_railway.faults import FaultKind, classify
+from sa_railway.faults.origin import severity_of
 
 __all__ = [
     "BACK",
@@ -28,7 +29,6 @@ __all__ = [
     "in_pipeline",
     "is_lost",
     "is_refusal",
-    "severity_of",
     "sqlstate_of",
 ]
 
@@ -208,15 +208,6 @@ def is_lost(pooled: Pooled, error: BaseException) -> bool:
 def is_refusal(error: Exception) -> bool:
     """Return whether the server refused a statement, in a transaction that was still good."""
     return severity_of(error) == "ERROR" and sqlstate_of(error) != "25P02"
-
-
-def severity_of(error: BaseException) -> str | None:
-    """Return the severity that the server sent with *error*, in English; None without one."""
-    if (cause := error.__cause__) is not None and hasattr(cause, "severity_en"):
-        error = cause  # asyncpg's, which SQLAlchemy's adapter has translated
-    severity = getattr(error, "severity_en", None)
-    diagnostics = getattr(error, "diag", None)  # psycopg2 and psycopg
-    return severity or getattr(diagnostics, "severity_nonlocalized", None)
 
 
 def sqlstate_of(error: BaseException) -> str | None:

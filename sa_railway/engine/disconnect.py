@@ -2,17 +2,25 @@
 
 SQLAlchemy keeps a connection in the pool unless its dialect calls the error a disconnect. The
 dialects do not know a server that became a standby (25006), a protocol that lost its
-synchronisation, or the bare ``OSError`` of asyncpg: connections that would fail for ever.
+synchronisation, or the bare ``OSError`` of asyncpg: connections that would fail for ever. And some
+go by texts, which may be about another connection, such as that of a dblink.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
+from sqlalchemy.util import queue
 
 from sa_railway import events
 from sa_railway.config.profile import Profile
@@ -20,59 +28,149 @@ from sa_railway.engine.guard import guarded
 from sa_railway.engine.naming import engine_name
 from sa_railway.exc import RailwayError
 from sa_railway.faults import FaultKind, classify
+from sa_railway.faults.origin import is_of_database, severity_of
 
 __all__ = ["listen"]
 
 logger = logging.getLogger("sa_railway.engine.disconnect")
 
+_MADE_AT = "railway_made_at"
+_GIVES_UP_POOL = "railway_gives_up_pool"
+
+# How long a server that refuses to write is stayed with once a new connection has said the same.
+# After that it is left again: a failover may be slow to show the new primary under the old name.
+_STAY = 30.0
+
 
 def listen(engine: Engine, profile: Profile) -> None:
     """Judge the errors of *engine*; ``profile.fault_kinds`` overrules the judgement either way."""
-    name = engine_name(engine)
+    judge = _Judge(engine, profile.fault_kinds)
+    event.listen(engine, "connect", judge.connect)
+    event.listen(engine, "handle_error", judge.handle_error)
+    event.listen(engine, "invalidate", judge.invalidate)
+
+
+class _Judge:
+    """The judgement on one engine's errors, and what becomes of a pool that is given up.
+
+    Safe from any thread: a race at worst replaces a connection more.
+    """
+
+    def __init__(self, engine: Engine, kinds: Mapping[str, str]) -> None:
+        self._engine = engine
+        self._name = engine_name(engine)
+        self._kinds = kinds
+        self._left_at = -math.inf  # a server that refused to write
+        self._gave_up_at = -math.inf  # the pool
+
+    def connect(self, _connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        record.info[_MADE_AT] = time.monotonic()
 
     @guarded
-    def handle_error(context: ExceptionContext) -> None:
-        if context.is_pre_ping or context.connection is None:
+    def handle_error(self, context: ExceptionContext) -> None:
+        connection, error = context.connection, context.original_exception
+        if context.is_pre_ping or connection is None or connection.invalidated:
             return
-        if isinstance(context.original_exception, RailwayError):
+        if isinstance(error, RailwayError):
             return  # which says itself what has become of the connection
-        verdict = _is_disconnect(context, profile.fault_kinds)
+        if not is_of_database(context.sqlalchemy_exception or error):
+            return  # the application's own, raised within SQLAlchemy or the driver
+        verdict = self._is_disconnect(context, connection)
         if verdict is not None and verdict != context.is_disconnect:
-            logger.info("%s: %s is a disconnect: %s", name, context.original_exception, verdict)
+            logger.info("%s: %s is a disconnect: %s", self._name, error, verdict)
             context.is_disconnect = verdict
         if context.is_disconnect:
-            events.announce(events.DisconnectSeen(name, context.original_exception))
+            events.announce(events.DisconnectSeen(self._name, error))
+            if context.invalidate_pool_on_disconnect:
+                connection.info[_GIVES_UP_POOL] = True
 
-    event.listen(engine, "handle_error", handle_error)
+    def _is_disconnect(self, context: ExceptionContext, connection: Connection) -> bool | None:
+        """Return the verdict on the error, or None to leave it to SQLAlchemy."""
+        fault = classify(context.original_exception, kinds=self._kinds)
+        if fault.sqlstate in self._kinds or (fault.sqlstate or "")[:2] in self._kinds:
+            return fault.kind is FaultKind.DISCONNECT
+        if fault.kind is FaultKind.READ_ONLY:
+            return self._leaves_standby(context, connection) or None
+        if severity_of(context.original_exception) == "ERROR" and not _is_closed(connection):
+            return False  # it came over this connection, which goes on
+        return True if fault.kind is FaultKind.DISCONNECT else None
 
+    def _leaves_standby(self, context: ExceptionContext, connection: Connection) -> bool:
+        """Leave a server that refuses to write, unless a new connection has just said the same.
 
-def _is_disconnect(context: ExceptionContext, kinds: Mapping[str, str]) -> bool | None:
-    """Return the verdict on the error, or None to leave it to SQLAlchemy."""
-    fault = classify(context.original_exception, kinds=kinds)
-    if fault.sqlstate in kinds or (fault.sqlstate or "")[:2] in kinds:
-        return fault.kind is FaultKind.DISCONNECT
-    if fault.kind is FaultKind.DISCONNECT:
+        Then it is meant to be so, or the new primary cannot be reached yet.
+        """
+        if not _may_be_standby(connection):
+            return False
+        if connection.info.get(_MADE_AT, -math.inf) <= self._left_at:
+            context.invalidate_pool_on_disconnect = False  # which has new connections since
+            return True
+        now = time.monotonic()
+        if now - self._left_at < _STAY:
+            return False
+        self._left_at = now
         return True
-    if fault.kind is FaultKind.READ_ONLY and context.connection is not None:
-        return _server_is_read_only(context.connection) or None
-    return None
+
+    @guarded
+    def invalidate(
+        self,
+        _connection: DBAPIConnection,
+        record: ConnectionPoolEntry,
+        error: BaseException | None,
+    ) -> None:
+        """Close the rest of a pool that SQLAlchemy has given up.
+
+        SQLAlchemy replaces each of them at its next checkout, which may never come: until then the
+        client would keep dead sockets, or living sessions on a server that was left.
+        """
+        if not (isinstance(error, InvalidatePoolError) or record.info.get(_GIVES_UP_POOL)):
+            return
+        if record.info.get(_MADE_AT, -math.inf) <= self._gave_up_at:
+            return  # the pool has new connections since
+        self._gave_up_at = time.monotonic()
+        _close_idle(self._engine.pool, error)
 
 
-def _server_is_read_only(connection: Connection) -> bool:
-    """Tell a server that became read-only from a transaction that its owner declared READ ONLY.
+def _close_idle(pool: Pool, error: BaseException | None) -> None:
+    """Close the connections that *pool* holds; a thread that needs one now opens another.
+
+    By private attributes, because a pool gives its idle connections to a checkout only, which
+    would replace them; tests/chaos/test_disconnect.py fails when they move.
+    """
+    if not isinstance(pool, QueuePool):
+        return
+    records = []
+    with contextlib.suppress(queue.Empty):  # a thread that was faster has taken the rest
+        for _ in range(pool.checkedin()):
+            records.append(pool._pool.get(block=False))
+    for record in records:
+        try:
+            record.invalidate(error)
+        finally:
+            pool._do_return_conn(record)
+
+
+def _is_closed(connection: Connection) -> bool:
+    """Return whether the driver has closed *connection*, or knows that it is broken."""
+    driver: Any = connection.connection.driver_connection
+    closed = getattr(driver, "is_closed", None) or getattr(driver, "closed", None)
+    return bool(closed() if callable(closed) else closed)
+
+
+def _may_be_standby(connection: Connection) -> bool:
+    """Tell a server that became read-only from a transaction or a setting that is read-only.
 
     PostgreSQL 14 and later report ``in_hot_standby`` whenever it changes (ParameterStatus, in the
     manual's "Asynchronous Operations"), so the answer costs no round trip. An older server, or a
-    pooler in between, does not tell; then the error is a failover unless the application asked for
-    a read-only transaction itself.
+    pooler in between, does not tell; then it may be one unless the application asked for a
+    read-only transaction itself.
     """
     if connection.get_execution_options().get("postgresql_readonly"):
         return False
     driver = connection.connection.driver_connection
     if getattr(driver, "readonly", None) or getattr(driver, "read_only", None):
         return False
-    standby = _parameter_status(driver, "in_hot_standby")
-    return standby != "off" or _parameter_status(driver, "default_transaction_read_only") == "on"
+    return _parameter_status(driver, "in_hot_standby") != "off"
 
 
 def _parameter_status(driver: Any, name: str) -> str | None:

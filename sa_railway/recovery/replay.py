@@ -8,14 +8,15 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, event
+from sqlalchemy.exc import PendingRollbackError
 
 from sa_railway import events
-from sa_railway.commit.ambiguity import commits_by_itself
+from sa_railway.commit.ambiguity import commits_by_itself, mark_errors, was_lost
 from sa_railway.commit.decision import Outcome
 from sa_railway.commit.resolver import CommitState, committing, watch_commit
 from sa_railway.commit.sql import Writes, ends_transaction
@@ -24,9 +25,9 @@ from sa_railway.engine.naming import engine_name
 from sa_railway.engine.profiles import fault_kinds_of
 from sa_railway.engine.stopping import is_stopping
 from sa_railway.engine.waiting import backoff_delay
-from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError, DatabaseUnavailableError
+from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError
 from sa_railway.faults import FaultKind, classify
-from sa_railway.recovery.origin import is_of_database
+from sa_railway.faults.origin import is_of_database, members
 
 __all__ = ["Replay"]
 
@@ -40,6 +41,10 @@ _PASSING = {
     FaultKind.CONNECT_TRANSIENT,
 }
 _ANSWERED = {FaultKind.SERIALIZATION, FaultKind.DEADLOCK}
+
+_INVALIDATED = "8s2b"  # of SQLAlchemy's errors, by the documentation
+
+mark_errors()  # when this is imported, and not when engines are in use
 
 
 class Replay:
@@ -153,8 +158,7 @@ class Replay:
         delay = None
         if self._may_replay(error):
             delay = backoff_delay(self._attempts, base=0.05, cap=1.0)
-            if isinstance(error, DatabaseUnavailableError):
-                delay = max(delay, error.retry_after)
+            delay = max(delay, *(getattr(one, "retry_after", 0.0) for one in members(error)))
         if delay is None or time.monotonic() + delay > self._deadline:
             self._note(error)
             return None
@@ -170,13 +174,25 @@ class Replay:
         return delay
 
     def _may_replay(self, error: Exception) -> bool:
-        if isinstance(error, CommitOutcomeUnknownError) or not is_of_database(error):
+        if not is_of_database(error):
             return False
-        if self._objection is not None:
-            error.add_note(
-                f"sa_railway: run_transaction() cannot run the work again: {self._objection}"
-            )
+        errors = list(members(error))
+        if any(isinstance(one, CommitOutcomeUnknownError) for one in errors):
             return False
+        objection = self._objection or self._object_to(errors)
+        if objection is not None:
+            error.add_note(f"sa_railway: run_transaction() cannot run the work again: {objection}")
+            return False
+        return all(map(self._passes, errors))
+
+    def _object_to(self, errors: Iterable[BaseException]) -> str | None:
+        """Return what speaks against running the work again, although the connection is gone."""
+        if not any(map(_is_of_invalidated, errors)) or any(map(was_lost, self._connections)):
+            return None
+        return "the callback has invalidated its connection, and would do so again"
+
+    def _passes(self, error: BaseException) -> bool:
+        """Return whether the work may succeed if it is run again after *error*."""
         kind = classify(error, kinds=self._kinds).kind
         if kind is FaultKind.READ_ONLY:  # a failover, if the connection was given up for it
             return getattr(error, "connection_invalidated", False) and not self._committing
@@ -196,6 +212,11 @@ class Replay:
                 f"sa_railway: run_transaction() gave up after {self._attempts} attempts "
                 f"in {seconds:.1f} s"
             )
+
+
+def _is_of_invalidated(error: BaseException) -> bool:
+    """Return whether *error* says that its connection was invalidated within a transaction."""
+    return isinstance(error, PendingRollbackError) and error.code == _INVALIDATED
 
 
 def _refuse_end(command: str) -> None:

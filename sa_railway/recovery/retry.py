@@ -23,6 +23,8 @@ __all__ = ["Retry", "retry"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
+mark_errors()  # when this is imported, and not when engines are in use
+
 
 @overload
 def retry(function: Callable[P, R], /) -> Callable[P, R]: ...
@@ -114,7 +116,6 @@ class Retry:
             check_session(session)
         self._limits = limits
         self._session = session
-        mark_errors()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Return *function*, or coroutine function, with retries."""

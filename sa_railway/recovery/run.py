@@ -15,15 +15,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import tenacity
-from sqlalchemy.exc import PendingRollbackError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from sa_railway import events
 from sa_railway.commit.ambiguity import engine_of, is_in_doubt, kinds_of
 from sa_railway.engine.stopping import is_stopping
 from sa_railway.exc import CommitOutcomeUnknownError
 from sa_railway.faults import FaultKind, classify
+from sa_railway.faults.origin import is_of_database, members
 from sa_railway.recovery.limits import Limits
-from sa_railway.recovery.origin import is_of_database
 
 if TYPE_CHECKING:
     from sa_railway.recovery.sessions import OpenSession
@@ -76,17 +76,18 @@ class Run:
         self._error = error
         if not self._is_consequence(error):
             self._cause = error
-            is_unknown = isinstance(error, CommitOutcomeUnknownError)  # which is objected to below
-            if not (is_unknown or classify(error, kinds=kinds_of(error)).transient):
+            if not all(map(_passes, members(error))):
                 return False
         self._objection = self._object_to(error)
         return self._objection is None
 
     def _is_consequence(self, error: Exception) -> bool:
         """Return whether *error* only says that an earlier failure was not rolled back."""
-        if isinstance(error, PendingRollbackError):
-            return True
-        return self._cause is not None and classify(error).sqlstate == "25P02"
+        return all(
+            isinstance(one, PendingRollbackError)
+            or (self._cause is not None and classify(one).sqlstate == "25P02")
+            for one in members(error)
+        )
 
     def _object_to(self, error: Exception) -> str | None:
         """Return what speaks against running the work again, although the fault may pass."""
@@ -94,7 +95,8 @@ class Run:
             return "the work may have been committed, and would then be done twice"
         if any(session.is_taken for session in self._sessions):
             return "the session held earlier work when this began, and a rollback would lose it"
-        if is_stopping() and classify(error).kind is FaultKind.CONNECT_TRANSIENT:
+        kinds = {classify(one).kind for one in members(error)}
+        if FaultKind.CONNECT_TRANSIENT in kinds and is_stopping():
             return "the process is being stopped"
         if self._is_consequence(error) and not self._sessions:
             return "the transaction was begun elsewhere, and can only be rolled back there"
@@ -106,7 +108,8 @@ class Run:
         # the lower half is kept: a few attempts that come all at once are wasted on an outage
         delay = random.uniform(ceiling / 2, ceiling)  # noqa: S311 - spreads load, guards nothing
         # a DatabaseUnavailableError knows when it makes sense to ask again
-        return max(delay, getattr(_error_of(state), "retry_after", 0.0))
+        error = cast("BaseException", _error_of(state))
+        return max(delay, *(getattr(one, "retry_after", 0.0) for one in members(error)))
 
     def _tell(self, state: tenacity.RetryCallState) -> None:
         error = cast("BaseException", _error_of(state))
@@ -149,6 +152,16 @@ class Run:
         seconds = time.monotonic() - self._started
         reason = f": {self._objection}" if self._objection else ""
         return f"sa_railway: retry() gave up after {attempts} in {seconds:.1f} s{reason}"
+
+
+def _passes(error: BaseException) -> bool:
+    """Return whether the work may succeed if it is run again after *error*."""
+    if isinstance(error, CommitOutcomeUnknownError):
+        return True  # it is objected to, which the note then says
+    fault = classify(error, kinds=kinds_of(error))
+    if fault.kind is FaultKind.READ_ONLY and isinstance(error, DBAPIError):
+        return error.connection_invalidated  # else the next one would meet the same server
+    return fault.transient
 
 
 def _error_of(state: tenacity.RetryCallState) -> BaseException | None:

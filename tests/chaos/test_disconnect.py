@@ -1,13 +1,19 @@
 """Errors that mean a lost connection, although SQLAlchemy does not know them."""
 
+import asyncio
+import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy
 from marked import MarkedPostgres
-from sqlalchemy import text
+from sqlalchemy import event, text
+from sqlalchemy.pool import NullPool, QueuePool
+from within import DRIVERS, driver_of, using
 
 import sa_railway
+from sa_railway.engine import disconnect
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +45,186 @@ def test_a_primary_that_became_a_standby_is_left(standby, driver):
     engine = sa_railway.create_engine(standby.url_for(driver))
 
     assert insert_fails(engine) is True
+    engine.dispose()
+
+
+@pytest.mark.parametrize("poolclass", [QueuePool, NullPool])
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+def test_a_standby_is_stayed_with_when_a_new_connection_finds_it_again(
+    standby, driver, poolclass, monkeypatch
+):
+    engine = sa_railway.create_engine(standby.url_for(driver), poolclass=poolclass)
+
+    assert [insert_fails(engine) for _ in range(4)] == [True, False, False, False]
+    monkeypatch.setattr(disconnect, "_STAY", 0.0)
+    assert insert_fails(engine) is True
+    engine.dispose()
+
+
+def test_a_server_that_does_not_say_what_it_is_is_left_once(postgres, monkeypatch):
+    monkeypatch.setattr(disconnect, "_parameter_status", lambda driver, name: None)
+    engine = sa_railway.create_engine(postgres.url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE IF NOT EXISTS t (n int)"))
+
+    found = []
+    for _ in range(3):
+        with engine.connect() as connection:
+            connection.execute(text("SET TRANSACTION READ ONLY"))
+            with pytest.raises(sqlalchemy.exc.DBAPIError) as caught:
+                connection.execute(text("INSERT INTO t VALUES (1)"))
+            found.append(caught.value.connection_invalidated)
+    assert found == [True, False, False]
+    engine.dispose()
+
+
+def test_a_connection_from_before_is_left_without_the_new_ones(standby):
+    engine = sa_railway.create_engine(standby.url)
+    with engine.connect() as old:
+        assert insert_fails(engine) is True
+        with engine.connect() as new:
+            made_since = driver_of(new)
+        with pytest.raises(sqlalchemy.exc.DBAPIError) as caught:
+            old.execute(text("INSERT INTO t VALUES (1)"))
+        assert caught.value.connection_invalidated is True
+        assert made_since in fill(engine, 2)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+def test_work_that_a_standby_refuses_is_run_again_only_once(standby, driver):
+    engine = sa_railway.create_engine(standby.url_for(driver))
+    pids = []
+
+    def work(connection):
+        pids.append(connection.scalar(text("SELECT pg_backend_pid()")))
+        connection.execute(text("INSERT INTO t VALUES (1)"))
+
+    @sa_railway.retry
+    def insert():
+        with engine.begin() as connection:
+            work(connection)
+
+    with pytest.raises(sqlalchemy.exc.DBAPIError) as caught:
+        sa_railway.run_transaction(engine, work)
+    assert len(set(pids)) == len(pids) == 2
+    assert caught.value.__notes__[0].startswith("sa_railway: run_transaction() gave up after 2 ")
+    with pytest.raises(sqlalchemy.exc.DBAPIError):
+        insert()
+    assert len(pids) == 3
+    engine.dispose()
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_database_that_is_read_only_by_a_setting_is_no_failover(database_url, postgres, driver):
+    admin = sqlalchemy.create_engine(database_url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text("CREATE TABLE t (n int)"))
+        name = database_url.database
+        connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+    admin.dispose()
+    calls = []
+
+    def check(connection):
+        calls.append(driver_of(connection))
+        with pytest.raises(sqlalchemy.exc.DBAPIError) as caught:
+            connection.execute(text("INSERT INTO t VALUES (1)"))
+        assert caught.value.connection_invalidated is False
+
+    using(SimpleNamespace(url_for=lambda d: with_driver(database_url, d)), driver, check)
+    if driver in ("psycopg2", "psycopg"):
+        engine = sa_railway.create_engine(with_driver(database_url, driver))
+        attempts = []
+        with pytest.raises(sqlalchemy.exc.DBAPIError):
+            sa_railway.run_transaction(engine, lambda c: (attempts.append(1), insert(c)))
+        assert attempts == [1]
+        engine.dispose()
+
+
+def with_driver(url, driver):
+    return url.set(drivername=f"postgresql+{driver.removesuffix('_async')}")
+
+
+def insert(connection):
+    connection.execute(text("INSERT INTO t VALUES (1)"))
+
+
+def fill(engine, size=3):
+    """Fill the pool, and return the driver's connections that it holds."""
+    with contextlib.ExitStack() as stack:
+        return [driver_of(stack.enter_context(engine.connect())) for _ in range(size)]
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+def test_the_rest_of_a_dead_pool_is_closed_at_once(postgres, driver):
+    engine = sa_railway.create_engine(postgres.url_for(driver), pool_size=3, max_overflow=0)
+    old = fill(engine)
+    postgres.terminate_backends()
+
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT 1")) == 1
+    assert [bool(one.closed) for one in old] == [True] * 3
+    assert engine.pool.checkedin() == 3
+    assert set(fill(engine)).isdisjoint(old)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+def test_no_session_stays_on_a_server_that_was_left(standby, driver):
+    engine = sa_railway.create_engine(standby.url_for(driver), pool_size=3)
+    old = fill(engine)
+
+    assert insert_fails(engine) is True
+    assert [bool(one.closed) for one in old] == [True] * 3
+    engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg_async"])
+def test_the_rest_of_a_dead_pool_is_closed_in_asyncio(postgres, driver):
+    closed = []
+
+    async def main():
+        url = with_driver(postgres.url, driver)
+        engine = sa_railway.create_async_engine(url, pool_size=3)
+        event.listen(engine.sync_engine, "invalidate", lambda *what: closed.append(what[1]))
+        async with engine.connect(), engine.connect(), engine.connect():
+            pass
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+            await asyncio.to_thread(postgres.terminate_backends)
+            with pytest.raises(sqlalchemy.exc.DBAPIError):
+                await connection.execute(text("SELECT 1"))
+        await engine.dispose()
+
+    asyncio.run(main())
+    assert len(closed) == len(set(map(id, closed))) == 3
+
+
+def test_a_loss_that_shows_late_closes_no_connection_that_was_made_since(postgres):
+    engine = sa_railway.create_engine(postgres.url)
+    with engine.connect() as old:
+        old.execute(text("SELECT 1"))
+        fill(engine, 1)
+        postgres.terminate_backends()
+        (made_since,) = fill(engine, 1)
+        with pytest.raises(sqlalchemy.exc.DBAPIError):
+            old.execute(text("SELECT 1"))
+        assert not made_since.closed
+    engine.dispose()
+
+
+def test_an_error_of_the_application_within_a_statement_costs_no_connection(postgres):
+    engine = sa_railway.create_engine(postgres.url)
+    others = fill(engine, 2)
+
+    def fail(*_):
+        raise ConnectionResetError("another server's")
+
+    with engine.connect() as connection:
+        event.listen(connection, "before_cursor_execute", fail)
+        with pytest.raises(ConnectionResetError):
+            connection.execute(text("SELECT 1"))
+    assert set(fill(engine, 2)) == set(others)
     engine.dispose()
 
 

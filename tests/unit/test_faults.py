@@ -1,6 +1,7 @@
 """What errors mean: by SQLSTATE, by the driver's word, by text."""
 
 import asyncio
+import dataclasses
 import errno
 import inspect
 import re
@@ -19,9 +20,9 @@ import sqlalchemy.exc
 from marked import MARK
 
 from sa_railway import faults
-from sa_railway._conditions import ADVICE, CONDITIONS, TRANSIENT
 from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError, DatabaseUnavailableError
-from sa_railway.faults import Fault, FaultKind, check_kinds, classify
+from sa_railway.faults import Fault, FaultKind, check_kinds, classify, messages
+from sa_railway.faults.conditions import ADVICE, CONDITIONS, TRANSIENT
 
 # Every condition that appendix A of PostgreSQL's manual lists for these classes: its SQLSTATE and
 # name, and what it is here. PostgreSQL 15 does not know 25P04 and 58P03 yet.
@@ -202,6 +203,10 @@ TRANSIENT_AT_CONNECT = [
     (AT + "FATAL:  pgbouncer cannot connect to server", "pooler-waits"),
     (AT + "FATAL:  query_wait_timeout", "pooler-waits"),
     (AT + "FATAL:  client_login_timeout (server down)", "pooler-waits"),
+    (AT + "FATAL:  client login timeout", "pooler-waits"),
+    (AT + 'ERROR:  connection pool for user "u" and database "d" is down', "pooler-waits"),
+    (AT + "FATAL:  (EMAXCONNSESSION) max clients reached in session mode", "pooler-full"),
+    (AT + "FATAL:  (EMAXPOOLSREACHED) max pools count reached", "pooler-full"),
     (AT + "Connection refused" + HINT, "refused"),
     (AT + "Connection timed out" + HINT, "no-answer"),
     (AT + "No route to host" + HINT, "unreachable"),
@@ -248,6 +253,23 @@ PERMANENT_AT_CONNECT = [
     (AT + "FATAL:  no such user: app", "not-admitted"),
     (AT + "FATAL:  login rejected", "not-admitted"),
     (AT + "FATAL:  Tenant or user not found", "not-admitted"),
+    (AT + "FATAL:  (ENOTFOUND) tenant/user postgres.abc not found", "not-admitted"),
+    (AT + "FATAL:  (ENOIDENTIFIER) no tenant identifier provided", "not-admitted"),
+    (AT + "FATAL:  (EINVALIDUSERINFO) Invalid format for user or db_name", "not-admitted"),
+    (AT + "FATAL:  (EMULTIPLEUSERS) multiple users matched for postgres.abc", "not-admitted"),
+    (AT + "FATAL:  (EBANNED) tenant is banned: unpaid", "not-admitted"),
+    (AT + "FATAL:  (EADDRNOTALLOWED) address not in tenant allow_list: {1, 2}", "not-admitted"),
+    (AT + "FATAL:  (EJITUNAUTHORIZED) access is not granted", "not-admitted"),
+    (
+        AT + "FATAL:  (ECIRCUITBREAKER) too many authentication failures, new connections are "
+        "temporarily blocked",
+        "pooler-blocks",
+    ),
+    (
+        AT + 'FATAL:  password for user "u" and database "d" is wrong, or the database does not '
+        "exist",
+        "28000",
+    ),
     (AT + 'FATAL:  permission denied for database "railway"', "not-admitted"),
     (AT + 'FATAL:  database "template0" is not currently accepting connections', "not-admitted"),
     (AT + "FATAL:  unsupported startup parameter: statement_timeout", "startup-parameter"),
@@ -264,6 +286,7 @@ PERMANENT_AT_CONNECT = [
     (AT + "server does not support SSL, but SSL was required", "tls"),
     (AT + "FATAL:  SSL required", "tls"),
     (AT + "FATAL:  SSL connection is required", "tls"),
+    (AT + "FATAL:  Clients must connect with TLS", "tls"),
     (AT + "expected authentication request from server, but received H", "bad-url"),
     (AT + "received invalid response to SSL negotiation: H", "bad-url"),
     ('invalid port number: "99999"', "bad-url"),
@@ -348,15 +371,16 @@ def test_a_connection_that_is_lost(driver_error, text):
 
 
 def test_every_text_of_the_table_decides_some_message():
-    messages = [text for text, _ in TRANSIENT_AT_CONNECT + PERMANENT_AT_CONNECT]
-    messages += [*LOST, str(rejected_upgrade()), str(invalid_connection())]
-    messages += [str(failed_flush()).splitlines()[0], *STALE]
+    spoken = [text for text, _ in TRANSIENT_AT_CONNECT + PERMANENT_AT_CONNECT]
+    spoken += [*LOST, str(rejected_upgrade()), str(invalid_connection())]
+    spoken += [str(failed_flush()).splitlines()[0], *STALE]
+    spoken += [text for code, text, _ in SAID_BY_POOLERS if not code.startswith("MT")]
     decisive = {
-        next(part for part, _ in faults._TEXTS if part in faults._QUOTED.sub('""', text).lower())
-        for text in messages
+        next(part for part, _ in messages.TEXTS if part in messages._QUOTED.sub('""', text).lower())
+        for text in spoken
     }
 
-    assert {part for part, _ in faults._TEXTS} - decisive == set()
+    assert {part for part, _ in messages.TEXTS} - decisive == set()
 
 
 @pytest.mark.parametrize(
@@ -426,6 +450,111 @@ def test_a_prepared_statement_that_a_migration_made_stale(text):
         "A migration has changed a table that a prepared statement reads: run the whole "
         "transaction again, which prepares it anew."
     )
+
+
+SAID_BY_POOLERS = [
+    ("XX000", "(ECHECKOUTTIMEOUT) unable to check out connection from the pool", "pooler-full"),
+    ("XX000", "(ECHECKOUTFAILED) checkout failed due to %{}", "pooler-waits"),
+    ("XX000", "(ECHECKOUTRETRIES) failed to check out a connection", "pooler-waits"),
+    ("XX000", "(EPOOLCHECKOUT) pool checkout failed: :noproc", "pooler-waits"),
+    ("XX000", "(EPOOLTERMINATING) pool terminating", "pooler-waits"),
+    ("XX000", "(EDBHANDLEREXITED) DbHandler exited. Check logs", "lost"),
+    ("58000", "checkout timeout", "pooler-full"),
+    ("58000", "no primary", "pooler-waits"),
+    ("58000", "could not get connection from the pool - AllServersDown", "pooler-waits"),
+    ("MTF01", "planned failover in progress", "pooler-waits"),
+    ("MTF02", "planned failover in progress", "pooler-waits"),
+    ("MTB02", "failover buffer timeout", "pooler-waits"),
+    ("0A000", "cannot set transaction read-write mode during recovery", "25006"),
+    ("0A000", "cannot use serializable mode in a hot standby", "25006"),
+]
+
+
+@pytest.mark.parametrize("severity", ["ERROR", "FATAL"])
+@pytest.mark.parametrize(("sqlstate", "text", "condition"), SAID_BY_POOLERS)
+def test_what_a_pooler_says_within_a_statement_passes(severity, sqlstate, text, condition):
+    fault = classify(said(sqlstate, text, severity))
+
+    if condition == "lost" and severity == "ERROR":
+        assert fault.kind == "permanent"  # the server's own words, over a connection that goes on
+    else:
+        assert fault.kind == CONDITIONS[condition].kind
+        assert fault.advice == (CONDITIONS[condition].advice or ADVICE[fault.kind])
+        assert (fault.sqlstate, fault.transient) == (sqlstate, True)
+
+
+def said(sqlstate, text="", severity="ERROR"):
+    """An error as the server or a pooler sends it."""
+    return asyncpg.PostgresError.new({"S": severity, "V": severity, "C": sqlstate, "M": text})
+
+
+ELSEWHERE = Fault(
+    FaultKind.PERMANENT,
+    "08006",
+    transient=False,
+    advice="The server lost, or never had, a connection to another server, such as that of a "
+    "dblink, a foreign table or a worker; the connection to the server itself still works.",
+)
+
+
+@pytest.mark.parametrize(
+    "sqlstate", ["08000", "08001", "08003", "08004", "08006", "57P01", "57P02", "57P05", "25P03"]
+)
+def test_what_the_server_says_and_goes_on_is_about_another_connection(sqlstate):
+    error = said(sqlstate, "terminating connection due to administrator command")
+
+    assert classify(error) == dataclasses.replace(ELSEWHERE, sqlstate=sqlstate)
+    assert classify(wrapped(error)) == dataclasses.replace(ELSEWHERE, sqlstate=sqlstate)
+
+
+@pytest.mark.parametrize("sqlstate", ["08006", "57P01", "57P02", "57P05", "25P03"])
+def test_the_last_word_of_the_server_is_about_this_connection(sqlstate):
+    assert classify(said(sqlstate, severity="FATAL")).kind == "disconnect"
+    assert classify(wrapped(said(sqlstate), invalidated=True)).kind == "disconnect"
+
+
+def test_the_severity_is_found_where_each_driver_puts_it():
+    error = DriverError("08006")
+    error.diag = SimpleNamespace(sqlstate="08006", severity_nonlocalized="ERROR")
+
+    assert classify(error) == ELSEWHERE
+    assert classify(caused(DriverError("08006"), said("08006"))) == ELSEWHERE
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "text", "kind"),
+    [
+        ("08P01", "bind message supplies 2 parameters, but 1 is required", "permanent"),
+        ("XX000", "could not connect to server: Connection refused at line 3.", "permanent"),
+        ("XX000", "server closed the connection unexpectedly", "permanent"),
+        ("40003", "result is ambiguous", "disconnect"),
+        ("53300", "too many connections for role", "connect-transient"),
+        ("57P03", "the database system is starting up", "connect-transient"),
+    ],
+)
+def test_the_text_of_a_statement_s_error_is_not_about_the_connection(sqlstate, text, kind):
+    assert classify(said(sqlstate, text)).kind == kind
+
+
+def test_a_user_s_table_goes_before_what_the_severity_tells():
+    assert classify(said("08006"), kinds={"08006": "disconnect"}).kind == "disconnect"
+
+
+@pytest.mark.parametrize(
+    ("errors", "kind"),
+    [
+        ([DriverError("40001")], "serialization"),
+        ([DriverError("40001"), DriverError("40P01")], "serialization"),
+        ([DriverError("40001"), DriverError("23505")], "permanent"),
+        ([ValueError("no luck"), DriverError("40001")], "permanent"),
+        ([ExceptionGroup("inner", [DriverError("08006")])], "disconnect"),
+        ([ExceptionGroup("inner", [DriverError("08006"), KeyError("k")])], "permanent"),
+    ],
+)
+def test_a_group_is_as_permanent_as_its_most_permanent_member(errors, kind):
+    fault = classify(ExceptionGroup("unhandled errors in a TaskGroup", errors))
+
+    assert fault.kind == kind
 
 
 @pytest.mark.parametrize(
@@ -638,7 +767,7 @@ class HTTPError(OSError):
         (ssl.SSLZeroReturnError(6, "TLS/SSL connection has been closed"), "disconnect"),
         (ssl.SSLSyscallError(5, "Some I/O error occurred"), "disconnect"),
         (ssl.SSLCertVerificationError(1, "certificate verify failed"), "connect-permanent"),
-        (rejected_upgrade(), "connect-permanent"),
+        (rejected_upgrade(), "connect-transient"),
         (asyncpg.ClientConfigurationError("could not match"), "connect-permanent"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory"), "permanent"),
         (PermissionError(errno.EACCES, "Permission denied"), "permanent"),
@@ -749,7 +878,7 @@ def test_the_fault_holds_nothing_of_the_error():
 
 
 def test_every_condition_that_is_recognised_is_explained():
-    recognised = {*dict(faults._TEXTS).values(), *faults._CLASSES.values()}
+    recognised = {*dict(messages.TEXTS).values(), *faults._CLASSES.values()}
     recognised |= set(faults._BUILTINS.values())
 
     assert {key for key in recognised if not faults._look_up(CONDITIONS, key)} == set()
@@ -765,7 +894,7 @@ def test_no_driver_is_imported():
         classify(Exception())
         print(*sorted({"psycopg2", "psycopg", "asyncpg"} & set(sys.modules)))
     """)
-    package = str(Path(faults.__file__).parent)
+    package = str(Path(faults.__file__).parents[1])
     ran = subprocess.run(
         [sys.executable, "-c", program, package], capture_output=True, text=True, check=True
     )

@@ -27,12 +27,12 @@ from sqlalchemy.pool import PoolProxiedConnection
 # Not in SQLAlchemy's documentation, as await_only() in sa_railway.engine.waiting.
 from sqlalchemy.util import greenlet_spawn
 
-from sa_railway._conditions import CONDITIONS
 from sa_railway.config.profile import Profile
 from sa_railway.engine.profiles import profile_of
 from sa_railway.engine.waiting import attempt_limit, is_impatient
 from sa_railway.engine.watchdog import limit
 from sa_railway.faults import Fault, FaultKind, classify
+from sa_railway.faults.conditions import CONDITIONS
 
 __all__ = ["PendingProbe", "Probe", "ServerFacts", "recent_probes", "start_probe"]
 

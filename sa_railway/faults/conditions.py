@@ -79,8 +79,9 @@ ADVICE: dict[FaultKind, str] = {
         "raise the timeout."
     ),
     FaultKind.READ_ONLY: (
-        "The server or the transaction is read-only: after a failover connect anew, otherwise "
-        "connect to the primary or begin the transaction READ WRITE."
+        "The server or the transaction is read-only: after a failover connect again, otherwise "
+        "connect to the primary, begin the transaction READ WRITE, or look for "
+        "default_transaction_read_only among the settings of the role and the database."
     ),
     FaultKind.POOL_EXHAUSTED: (
         "Every connection of the pool is in use: return connections sooner, or raise pool_size "
@@ -117,6 +118,11 @@ _DAMAGED = (
 _SERVER_FILE = (
     "The server misses one of its own files or finds one in the way, often an extension's "
     "library: install the extension on the server or correct its image."
+)
+
+_POOLER_WAITS = (
+    "The pooler cannot get a connection to the server: wait, and if that does not help, look "
+    "at the pooler's log and the server's."
 )
 
 # By SQLSTATE, by its class where all that is not listed is alike, or by a name of our own in
@@ -206,6 +212,12 @@ CONDITIONS: dict[str, Condition] = {
         FaultKind.DISCONNECT,
         "The server closed an idle connection: keep pool_recycle below idle_session_timeout.",
     ),
+    # Multigres, while its server changes roles; what it says so has not been executed
+    "MTB01": Condition(FaultKind.CONNECT_TRANSIENT, _POOLER_WAITS),
+    "MTB02": Condition(FaultKind.CONNECT_TRANSIENT, _POOLER_WAITS),
+    "MTB03": Condition(FaultKind.CONNECT_TRANSIENT, _POOLER_WAITS),
+    "MTF01": Condition(FaultKind.CONNECT_TRANSIENT, _POOLER_WAITS),
+    "MTF02": Condition(FaultKind.CONNECT_TRANSIENT, _POOLER_WAITS),
     # 58 system error: a broken disk needs a person, and every further write may do harm
     "58": Condition(
         FaultKind.RESOURCE,
@@ -219,6 +231,12 @@ CONDITIONS: dict[str, Condition] = {
     "XX002": Condition(FaultKind.PERMANENT, _DAMAGED),
     # what no server said
     "permanent": Condition(FaultKind.PERMANENT),
+    # it is not known of work on another server whether it will pass
+    "elsewhere": Condition(
+        FaultKind.PERMANENT,
+        "The server lost, or never had, a connection to another server, such as that of a dblink, "
+        "a foreign table or a worker; the connection to the server itself still works.",
+    ),
     "lost": Condition(FaultKind.DISCONNECT),
     "out-of-step": Condition(FaultKind.DISCONNECT, _TWO_ENDS),
     # asyncpg raises it for a connect and for a statement alike, so the worse one is assumed
@@ -249,10 +267,11 @@ CONDITIONS: dict[str, Condition] = {
         "The pooler has no connection left: lower pool_size, max_overflow, workers or replicas, "
         "or raise the limits of the pooler.",
     ),
-    "pooler-waits": Condition(
-        FaultKind.CONNECT_TRANSIENT,
-        "The pooler cannot get a connection to the server: wait, and if that does not help, look "
-        "at the pooler's log and the server's.",
+    "pooler-waits": Condition(FaultKind.CONNECT_TRANSIENT, _POOLER_WAITS),
+    "pooler-blocks": Condition(
+        FaultKind.CONNECT_PERMANENT,
+        "The pooler refuses all connections for some minutes because many have failed, and each "
+        "further failure prolongs that: correct user and password in DATABASE_URL, then wait.",
     ),
     "unavailable": Condition(
         FaultKind.CONNECT_TRANSIENT,
@@ -274,6 +293,11 @@ CONDITIONS: dict[str, Condition] = {
         FaultKind.CONNECT_PERMANENT,
         "Client and server do not agree on whether to use TLS: change sslmode, or enable TLS on "
         "the server.",
+    ),
+    "tls-refused": Condition(
+        FaultKind.CONNECT_TRANSIENT,
+        "The server did not agree to use TLS: wait if it is being restarted, otherwise change "
+        "sslmode, or enable TLS on the server.",
     ),
     "bad-url": Condition(
         FaultKind.CONNECT_PERMANENT,

@@ -1,10 +1,10 @@
 """What an error of the database means: ``classify(error)`` gives a ``Fault``.
 
-The tables say how an error is recognised, ``sa_railway._conditions`` what it then means. The text
-of a message counts only where the driver passes on no SQLSTATE: psycopg2 and psycopg give none at
+The tables here say how an error is recognised by its class and its SQLSTATE, ``messages`` how by
+its text, ``conditions`` what it then means, and ``origin`` where it comes from. The text of a
+message counts only where the driver passes on no SQLSTATE: psycopg2 and psycopg give none at
 connect, psycopg2 none for a killed connection. No driver is imported; an exception is known by its
-attributes and the name of its class. The module changes when a driver, a pooler or libpq says
-something in a new way.
+attributes and the name of its class.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from dataclasses import dataclass
 
 from sqlalchemy.exc import DBAPIError
 
-from sa_railway._conditions import ADVICE, CONDITIONS, TRANSIENT, Condition, FaultKind
 from sa_railway.exc import ConfigurationError
+from sa_railway.faults.conditions import ADVICE, CONDITIONS, TRANSIENT, Condition, FaultKind
+from sa_railway.faults.messages import condition_in
+from sa_railway.faults.origin import severity_of
 
 __all__ = ["Fault", "FaultKind", "check_kinds", "classify", "first_line"]
 
@@ -74,7 +76,7 @@ _UNREACHABLE = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL}
 )
 
-# Whose messages are looked up in _TEXTS, besides what a DBAPIError wraps, which is a driver's
+# Whose messages are looked up, besides what a DBAPIError wraps, which is a driver's
 # whatever its class. The message of the DBAPIError itself is not: it holds the SQL.
 _DRIVERS = frozenset({"psycopg2", "psycopg", "asyncpg"})
 _SPEAKERS = frozenset(
@@ -85,104 +87,17 @@ _SPEAKERS = frozenset(
     }
 )
 
-# Codes that say too little by themselves: PgBouncer and Supavisor send the first two whatever the
-# matter is, and a feature that is not supported stays so, but for a plan that was kept too long.
-_VAGUE = frozenset({"08P01", "XX000", "0A000"})
+# Codes that say too little by themselves: poolers send the first four whatever the matter is, and a
+# feature that is not supported stays so, but for a plan that was kept too long, and on a standby.
+_VAGUE = frozenset({"08P01", "08004", "58000", "XX000", "0A000"})
 
-# Part of a message in lower case, and its condition; the first that is found counts, anywhere in a
-# message that has a line for every address or attempt. Hence the order: a server that will be ready
-# soon is worth waiting for, whatever another address says (over TLS "starting up", then without TLS
-# "no pg_hba.conf entry"); else a refusal for good ends it, although another address did not answer
-# (::1 refused, then 127.0.0.1 "password authentication failed"); the network comes last. What else
-# fails at connect is waited for: an unknown text costs one patience if it was permanent, an outage
-# if it was not and everybody gave up at once.
-_TEXTS: tuple[tuple[str, str], ...] = (
-    # a server that will be ready soon
-    ("the database system is", "57P03"),  # starting up, shutting down, in recovery mode, ...
-    ("too many clients already", "53300"),
-    ("remaining connection slots", "53300"),
-    ("too many connections for", "53300"),  # role, database
-    ("no more connections allowed", "pooler-full"),
-    ("client connections exceeded", "pooler-full"),
-    ("max client", "pooler-full"),  # Supavisor
-    # a refusal for good
-    ("password authentication failed", "28P01"),
-    ("no pg_hba.conf entry", "28000"),
-    ("pg_hba.conf rejects", "28000"),
-    ('role "" does not exist', "28000"),
-    ("not permitted to log in", "28000"),
-    ('database "" does not exist', "3D000"),
-    ("no such database", "3D000"),
-    ("authentication failed", "not-admitted"),
-    ("no password supplied", "not-admitted"),
-    ("no such user", "not-admitted"),
-    ("login rejected", "not-admitted"),
-    ("tenant or user not found", "not-admitted"),
-    ("permission denied for database", "not-admitted"),
-    ("not currently accepting connections", "not-admitted"),
-    ("unsupported startup parameter", "startup-parameter"),
-    ("unrecognized configuration parameter", "startup-parameter"),
-    ("invalid value for parameter", "startup-parameter"),
-    ("cannot be changed now", "startup-parameter"),
-    ("certificate", "certificate"),
-    ("server does not support ssl", "tls"),
-    ("rejected ssl upgrade", "tls"),
-    ("ssl required", "tls"),
-    ("ssl connection is required", "tls"),
-    ("invalid port number", "bad-url"),
-    ("invalid integer value", "bad-url"),
-    ("invalid connection option", "bad-url"),
-    ("in connection info string", "bad-url"),
-    ("sslmode", "bad-url"),
-    ("expected authentication request", "bad-url"),
-    ("invalid response to ssl negotiation", "bad-url"),
-    # a pooler without a server
-    ("server login", "pooler-waits"),
-    ("cannot connect to server", "pooler-waits"),
-    ("query_wait_timeout", "pooler-waits"),
-    ("client_login_timeout", "pooler-waits"),
-    # the network, and whatever else may happen at connect
-    ("could not translate host name", "name-not-found"),
-    ("failed to resolve host", "name-not-found"),
-    ("connection refused", "refused"),
-    ("timeout expired", "no-answer"),
-    ("failed: connection timed out", "no-answer"),
-    ("connection to server", "unreachable"),
-    ("could not connect to server", "unreachable"),  # libpq before 14
-    ("connection failed:", "unreachable"),
-    ("connection is bad:", "unreachable"),
-    ("fatal:  ", "unreachable"),  # with a SQLSTATE, had it been a statement
-    # a connection that is lost
-    ("no message from the libpq", "out-of-step"),
-    ("lost synchronization", "out-of-step"),
-    ("from command ", "out-of-step"),  # received 0 results, unexpected result
-    ("unexpected response from server", "out-of-step"),
-    ("unknown protocol state", "out-of-step"),  # asyncpg, as the two that follow
-    ("cannot switch to", "out-of-step"),
-    ("cannot process message", "out-of-step"),
-    ("closed the connection", "lost"),
-    ("connection is closed", "lost"),
-    ("connection is lost", "lost"),
-    ("connection was closed", "lost"),
-    ("connection already closed", "lost"),
-    ("connection has been closed", "lost"),
-    ("connection socket closed", "lost"),
-    ("connection not open", "lost"),
-    ("no connection to the server", "lost"),
-    ("could not receive data", "lost"),
-    ("could not send data", "lost"),
-    ("consuming input failed", "lost"),
-    ("flushing failed", "lost"),
-    ("terminating connection", "lost"),
-    ("ssl syscall error", "lost"),
-    ("ssl error", "lost"),
-    ("can't reconnect until invalid", "lost"),
-    ("cached plan must not change result type", "stale-plan"),
-    ("cached statement plan is invalid", "stale-plan"),  # asyncpg
-    # PendingRollbackError, for any other reason
-    ("previous exception during flush", "rollback-first"),
-)
-_QUOTED = re.compile(r""""[^"]*"|'[^'\n]*'""")
+# What a pooler may say with severity ERROR, over a connection that goes on. All else that is said
+# so is about the statement, and where it speaks of connections, about others than this one.
+_SAID_ON = frozenset({"pooler-full", "pooler-waits", "stale-plan", "25006"})
+
+# What the server says as its last word. With severity ERROR, it says so of another session.
+_ENDS = frozenset({"25P03", "25P04", "57P01", "57P02", "57P04", "57P05"})
+
 _CODE = re.compile(r"[0-9A-Z]{2}(?:[0-9A-Z]{3})?")
 
 
@@ -191,7 +106,8 @@ def classify(error: BaseException, *, kinds: Mapping[str, str] | None = None) ->
 
     It takes what the drivers, SQLAlchemy and this package raise, and the errors of the network
     that asyncpg raises as they are; these may also come from elsewhere, so ask only about errors
-    of database work. It follows ``orig`` and ``__cause__``. It does not follow ``__context__``:
+    of database work. Of a group, it takes the member that speaks most against another attempt. It
+    follows ``orig`` and ``__cause__``. It does not follow ``__context__``:
     an error raised while another one was handled has a meaning of its own.
 
     Whatever fails at connect with an unknown text counts as transient, because waiting in vain
@@ -211,6 +127,9 @@ def classify(error: BaseException, *, kinds: Mapping[str, str] | None = None) ->
             is.
     """
     overruled = check_kinds(kinds or {})
+    if isinstance(error, ExceptionGroup):
+        found = [classify(member, kinds=kinds) for member in error.exceptions]
+        return min(found, key=lambda fault: fault.transient)
     try:
         key, sqlstate = _identify(list(_chain(error)))
     except Exception:  # noqa: BLE001 - an exception may have attributes that raise
@@ -269,11 +188,25 @@ def _identify(chain: list[BaseException]) -> tuple[str, str | None]:
         if key := _CLASSES.get(_class_name(error)):
             return key, None
     if sqlstate := _sqlstate(chain):
-        return (_by_text(chain) if sqlstate in _VAGUE else None) or sqlstate, sqlstate
+        return _by_code(chain, sqlstate), sqlstate
     if any(_says_lost(error) for error in chain):
         return "lost", None
     key = _by_text(chain) or "permanent"
     return key, key if _CODE.fullmatch(key) else None
+
+
+def _by_code(chain: list[BaseException], sqlstate: str) -> str:
+    """Return the condition that *sqlstate* tells, or the text beside it."""
+    key = (_by_text(chain) if sqlstate in _VAGUE else None) or sqlstate
+    if key in _SAID_ON or any(_says_lost(error) for error in chain):
+        return key
+    if not any(severity_of(error) == "ERROR" for error in chain):
+        return key
+    if sqlstate == "08P01":
+        return "permanent"  # such as a number of values that is not that of the statement
+    if sqlstate in _ENDS or (sqlstate.startswith("08") and sqlstate != "08007"):
+        return "elsewhere"
+    return sqlstate
 
 
 def _sqlstate(chain: list[BaseException]) -> str | None:
@@ -307,7 +240,7 @@ def _by_text(chain: list[BaseException]) -> str | None:
     for error in chain:
         name = _class_name(error)
         text = _message(error, name, is_drivers=error is wrapped)
-        key = next((key for part, key in _TEXTS if part in text), None) or _BUILTINS.get(name)
+        key = condition_in(text) or _BUILTINS.get(name)
         if key is not None:
             return key
         if name == "builtins.OSError" and _is_unreachable(error):
@@ -317,15 +250,12 @@ def _by_text(chain: list[BaseException]) -> str | None:
 
 
 def _message(error: BaseException, name: str, *, is_drivers: bool) -> str:
-    """Return what *error* says, if it speaks of a connection, without what it quotes."""
+    """Return what *error* says, if it speaks of a connection."""
     if is_drivers or name.partition(".")[0] in _DRIVERS:
-        text = str(error)
-    elif name in _SPEAKERS:
-        text = str(error).partition("\n")[0]  # SQL and its parameters follow in further lines
-    else:
-        return ""
-    # names of hosts, users and databases are anybody's choice
-    return _QUOTED.sub('""', text).lower()
+        return str(error)
+    if name in _SPEAKERS:
+        return str(error).partition("\n")[0]  # SQL and its parameters follow in further lines
+    return ""
 
 
 def _is_unreachable(error: BaseException) -> bool:

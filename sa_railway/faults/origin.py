@@ -1,0 +1,74 @@
+"""Where an exception comes from: the database, or something else in the same work."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+
+from sqlalchemy.exc import DBAPIError, StatementError
+
+__all__ = ["is_of_database", "members", "severity_of"]
+
+# Whose classes say it. SQLAlchemy has some of its own for asyncpg's errors.
+_SOURCES = frozenset({"sqlalchemy", "psycopg2", "psycopg", "asyncpg"})
+
+# Where asyncpg's errors of the network may arise, besides the standard library.
+_BENEATH_ASYNCPG = sys.stdlib_module_names | {"asyncpg", "uvloop", "winloop"}
+
+
+def is_of_database(error: BaseException) -> bool:
+    """Return whether *error* itself is SQLAlchemy's or a driver's.
+
+    asyncpg raises ``OSError`` and ``TimeoutError`` as they are, and so do HTTP clients, time limits
+    and handlers of signals: such an error is the driver's if it arose within it. An error that was
+    raised from a database's error is not one: it says something else now. A group is one if all its
+    members are.
+    """
+    if isinstance(error, ExceptionGroup):
+        return all(map(is_of_database, error.exceptions))
+    if isinstance(error, StatementError) and not isinstance(error, DBAPIError):
+        return error.orig is not None and is_of_database(error.orig)  # a value's own conversion
+    if any(_package(cls.__module__) in _SOURCES for cls in type(error).__mro__):
+        return True
+    return isinstance(error, OSError) and _arose_in_asyncpg(error)
+
+
+def _arose_in_asyncpg(error: BaseException) -> bool:
+    """Return whether *error* was raised in asyncpg, or in what the standard library does for it.
+
+    The frames tell, which Python adds from the place where the error was raised outwards. A handler
+    of a signal runs on top of asyncpg's frames, but in a module of the application.
+    """
+    packages = [_package(name) for name in _modules(error)]
+    if "asyncpg" not in packages:
+        return False
+    return _BENEATH_ASYNCPG.issuperset(packages[packages.index("asyncpg") :])
+
+
+def _modules(error: BaseException) -> Iterator[str]:
+    """Yield the modules that *error* has passed through, the one where it arose last."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        yield frame.f_globals.get("__name__") or ""
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def members(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors that a group holds, also within further groups; else *error* itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for member in error.exceptions:
+            yield from members(member)
+    else:
+        yield error
+
+
+def severity_of(error: BaseException) -> str | None:
+    """Return the severity that the server sent with *error*, in English; None without one."""
+    if (cause := error.__cause__) is not None and hasattr(cause, "severity_en"):
+        error = cause  # asyncpg's, which SQLAlchemy's adapter has translated
+    severity = getattr(error, "severity_en", None)
+    diagnostics = getattr(error, "diag", None)  # psycopg2 and psycopg
+    return severity or getattr(diagnostics, "severity_nonlocalized", None)
