@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from sa_railway.faults.translations import in_english
+
 __all__ = ["TEXTS", "condition_in"]
 
 # Part of a message in lower case, and its condition; the first that is found counts, anywhere in a
@@ -131,5 +133,5 @@ _QUOTED = re.compile(r""""[^"]*"|'[^'\n]*'""")
 def condition_in(message: str) -> str | None:
     """Return the condition that *message* tells; None if it is not known."""
     # names of hosts, users and databases are anybody's choice
-    text = _QUOTED.sub('""', message).lower()
+    text = _QUOTED.sub('""', in_english(message)).lower()
     return next((key for part, key in TEXTS if part in text), None)

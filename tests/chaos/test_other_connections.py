@@ -22,9 +22,7 @@ def say(code):
     return text(f"DO $$ BEGIN RAISE EXCEPTION '{message}' USING ERRCODE = '{code}'; END $$")
 
 
-@pytest.mark.parametrize(
-    ("code", "is_ours"), [("08003", True), ("08003", False), ("57P01", True)]
-)
+@pytest.mark.parametrize(("code", "is_ours"), [("08003", True), ("08003", False), ("57P01", True)])
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_savepoint_catches_it(postgres, driver, code, is_ours):
     def check(connection):

@@ -655,3 +655,22 @@ def test_a_connection_that_is_used_after_its_end(postgres):
     engine.dispose()
 
     assert (*facts(fault), fault.sqlstate) == ("permanent", False, None)
+
+
+@pytest.mark.parametrize("driver", list(SYNC))
+def test_a_server_that_speaks_italian(postgres_binaries, driver, monkeypatch):
+    # These messages are in ASCII, so that the encoding of the server does not matter. Where the
+    # catalogue is not installed, the server speaks English.
+    monkeypatch.setenv("LANGUAGE", "it")
+    with MarkedPostgres(settings={"lc_messages": "C.UTF-8"}) as server:
+        url = server.url_for(driver)
+        with contextlib.closing(Raw(url)) as admin:
+            admin.run("CREATE ROLE few LOGIN CONNECTION LIMIT 0")
+        assert facts_of(url.set(database="nosuch")) == ("connect-permanent", "3D000")
+        assert facts_of(url.set(username="nosuch")) == ("connect-permanent", "28000")
+        assert facts_of(url.set(username="few")) == ("connect-transient", "53300")
+
+
+def facts_of(url):
+    fault = fault_of(lambda: Raw(url))
+    return fault.kind, fault.sqlstate
