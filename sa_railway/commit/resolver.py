@@ -36,7 +36,7 @@ from sa_railway.engine.guard import guarded
 from sa_railway.engine.naming import engine_name
 from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError
 from sa_railway.faults import FaultKind, classify
-from sa_railway.faults.origin import severity_of
+from sa_railway.faults.origin import is_of_database, severity_of
 
 __all__ = ["CommitState", "Outcome", "committing", "listen", "watch_commit"]
 
@@ -254,9 +254,7 @@ class _Resolver:
 
     def _is_of_driver(self, error: Exception) -> bool:
         """Return whether *error* tells of the connection, and not of something else."""
-        return isinstance(error, self._dialect.loaded_dbapi.Error) or (
-            self._dialect.driver == "asyncpg" and isinstance(error, OSError)
-        )
+        return isinstance(error, self._dialect.loaded_dbapi.Error) or is_of_database(error)
 
     def _judge(
         self, proxied: PoolProxiedConnection, error: Exception, proof: Proof, state: CommitState
