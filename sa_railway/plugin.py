@@ -19,7 +19,7 @@ from sa_railway.config.options import complete_arguments, engine_options
 from sa_railway.config.parse import parse_url, plugin_parameters, profile_named_in
 from sa_railway.config.profile import Profile, load_profile
 from sa_railway.config.url import find_url
-from sa_railway.engine import attempt, disconnect, fork, lifetime, liveness
+from sa_railway.engine import attempt, disconnect, fork, keepalive, lifetime, liveness
 from sa_railway.engine.connect import Patience
 from sa_railway.engine.naming import engine_name
 from sa_railway.engine.profiles import remember_profile
@@ -70,6 +70,9 @@ class RailwayPlugin(CreateEnginePlugin):
         )
         self._profile = _as_asked(profile, arguments)
         has_creator = arguments.get("creator") is not None
+        self._connects_itself = not any(
+            arguments.get(name) for name in ("pool", "creator", "async_creator")
+        )
         # a pool that the caller made connects as it was made to, perhaps for another engine, too
         self._patience = (
             Patience(self._profile, is_async=is_async, has_creator=has_creator)
@@ -102,6 +105,8 @@ class RailwayPlugin(CreateEnginePlugin):
         attempt.surround(engine)
         if self._patience is not None:
             self._patience.listen(engine)
+        if self._connects_itself:
+            keepalive.listen(engine, self._profile)
         disconnect.listen(engine, self._profile)
         lifetime.listen(engine, self._profile)
         liveness.listen(engine, self._profile)

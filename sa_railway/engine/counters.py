@@ -7,7 +7,6 @@ so no count is lost. Engines that share a name share their numbers.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, Pool, QueuePool
 
+from sa_railway.engine import process
 from sa_railway.engine.fields import FAILURES, FIELDS, field, settle
 from sa_railway.engine.naming import engine_name
 from sa_railway.engine.shared import Block, SharedNumbers
@@ -225,5 +225,4 @@ def _begin_in_child() -> None:
         counters.begin()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_begin_in_child)
+process.at_fork(_begin_in_child)

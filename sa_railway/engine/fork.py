@@ -5,38 +5,64 @@ roll back, be collected as garbage, exit) is sent to the server in the parent's 
 child each of these descriptors is first replaced by a socket whose other end is closed, and only
 then are the pools replaced. SQLAlchemy's ``dispose(close=False)`` alone leaves the connections that
 were checked out at the fork, and asyncpg's, which the garbage collector closes.
+
+A child that leaves the block of a connection which was checked out has nothing to end there: its
+rollback and its close do nothing, and everything else is refused.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import stat
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, SingletonThreadPool, StaticPool
 
+from sa_railway.engine import process
+from sa_railway.engine.driver import Identity, descriptor_of, identity
 from sa_railway.engine.guard import guarded
 
 __all__ = ["after_fork_in_child", "engines", "listen"]
 
 
-# the device and inode of a socket, which no other socket of this boot has
-Identity = tuple[int, int]
+class _Opened(NamedTuple):
+    """What is known of an open connection of the driver's."""
+
+    socket: Identity
+    engine: weakref.ref[Engine]
+    record: weakref.ref[ConnectionPoolEntry]
+
+    def is_idle(self, connection: Any) -> bool:
+        """Return whether it is in the pool. Takes no lock: a thread of the parent may have it."""
+        record = self.record()
+        return record is not None and record.driver_connection is connection and not record.in_use
+
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-_sockets: weakref.WeakKeyDictionary[Any, Identity] = weakref.WeakKeyDictionary()
+_opened: weakref.WeakKeyDictionary[Any, _Opened] = weakref.WeakKeyDictionary()
+_inherited: weakref.WeakSet[Any] = weakref.WeakSet()
 _inherited_pools: list[Pool] = []
-_pid = os.getpid()
 
 
 def listen(engine: Engine) -> None:
     """Protect the connections of *engine* from the children of this process."""
     _engines.add(engine)
-    event.listen(engine, "connect", _remember_socket)
+    owner = weakref.ref(engine)
+
+    @guarded
+    def remember(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        process.renew()
+        connection = record.driver_connection
+        descriptor = descriptor_of(connection)
+        found = identity(descriptor) if descriptor is not None else None
+        if connection is not None and found is not None:
+            _opened[connection] = _Opened(found, owner, weakref.ref(record))
+
+    event.listen(engine, "connect", remember)
 
 
 def engines() -> list[Engine]:
@@ -50,63 +76,58 @@ def engines() -> list[Engine]:
 def after_fork_in_child() -> None:
     """Cut the child off from its parent's connections, and give every engine a new pool.
 
-    Runs by itself after every ``os.fork()`` of Python, and may be called as often as one likes:
-    only the first call in a process does anything. In the parent it does nothing.
+    Runs by itself after every ``os.fork()`` of Python and at a checkout, and may be called as often
+    as one likes: only the first call in a process does anything. In the parent it does nothing.
     """
-    global _pid
-    if _pid == os.getpid():
-        return
-    _pid = os.getpid()
-    _cut_off(dict(_sockets))
-    _sockets.clear()
+    process.renew()
+
+
+def _renew() -> None:
+    """Run by ``process.renew()`` in a child."""
+    opened = dict(_opened)
+    _opened.clear()
+    _cut_off(opened)
+    in_use = {at: one for at, one in opened.items() if not one.is_idle(at)}
+    _inherited.update(in_use)
     for engine in engines():
+        # nothing is replaced in the workers of a server that has just loaded the application
+        if any(one.engine() is engine for one in in_use.values()):
+            _end_in_silence(engine)
         _renew_pool(engine)
 
 
 @guarded
-def _remember_socket(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-    connection = record.driver_connection
-    descriptor = _descriptor(connection)
-    if connection is not None and descriptor is not None:
-        identity = _identity(descriptor)
-        if identity is not None:
-            _sockets[connection] = identity
+def _end_in_silence(engine: Engine) -> None:
+    """Roll back nothing that the parent has begun; the blocks that the child leaves just end."""
+    dialect: Any = engine.dialect
+
+    def unless_inherited(end: Callable[..., None]) -> Callable[..., None]:
+        def end_own(connection: Any, *args: Any, **kwargs: Any) -> None:
+            proxied = connection.connection if isinstance(connection, Connection) else connection
+            # one that is detached names its DBAPI connection only
+            dbapi_connection = getattr(proxied, "dbapi_connection", proxied)
+            if dialect.get_driver_connection(dbapi_connection) not in _inherited:
+                end(connection, *args, **kwargs)
+
+        return end_own
+
+    for name in ("do_rollback", "do_rollback_to_savepoint", "do_rollback_twophase"):
+        setattr(dialect, name, unless_inherited(getattr(dialect, name)))
 
 
-def _descriptor(driver_connection: Any) -> int | None:
-    """Ask the driver for the descriptor of its socket; None if it has none (any more)."""
-    if hasattr(driver_connection, "fileno"):
-        try:
-            return int(driver_connection.fileno())
-        except Exception:  # noqa: BLE001 - each driver has its own error for a connection it has closed
-            return None
-    # asyncpg shows its socket nowhere in public. tests/chaos/test_fork.py fails when this moves.
-    transport = getattr(driver_connection, "_transport", None)
-    peer = transport.get_extra_info("socket") if transport is not None else None
-    return peer.fileno() if peer is not None else None
-
-
-def _identity(descriptor: int) -> Identity | None:
-    """Return what tells this socket from all others, or None if it is not an open socket."""
-    try:
-        status = os.fstat(descriptor)
-    except OSError:
-        return None
-    return (status.st_dev, status.st_ino) if stat.S_ISSOCK(status.st_mode) else None
-
-
-def _cut_off(sockets: dict[Any, Identity]) -> None:
+@guarded
+def _cut_off(opened: dict[Any, _Opened]) -> None:
     """Replace the descriptors of the parent's connections by the end of a broken socket pair."""
-    if not sockets:
+    if not opened:
         return
     ours, theirs = socket.socketpair()
     theirs.close()
     with ours:
-        for connection, identity in sockets.items():
-            descriptor = _descriptor(connection)
-            # A driver names the number that it was given. Whoever has closed descriptors behind its
-            # back, as daemons do, may have opened something else under that number since.
-            if descriptor is not None and _identity(descriptor) == identity:
+        for connection, one in opened.items():
+            descriptor = descriptor_of(connection)
+            # A driver names the number that it was given. A program that has closed descriptors
+            # behind its back, as daemons do, may have opened something else under it since.
+            if descriptor is not None and identity(descriptor) == one.socket:
                 os.dup2(ours.fileno(), descriptor, inheritable=False)
 
 
@@ -122,5 +143,4 @@ def _renew_pool(engine: Engine) -> None:
     engine.dispose(close=False)
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=after_fork_in_child)
+process.at_fork(_renew)

@@ -11,10 +11,8 @@ import itertools
 import logging
 import os
 import sys
-import threading
 import time
 import traceback
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
@@ -27,6 +25,7 @@ from sa_railway import events
 from sa_railway.config.profile import Profile
 from sa_railway.engine.guard import guarded
 from sa_railway.engine.naming import engine_name
+from sa_railway.engine.rounds import Rounds
 
 __all__ = ["listen"]
 
@@ -128,6 +127,7 @@ class _Holdings:
 
     def __init__(self, engine: Engine, leak_after: float) -> None:
         self.leak_after = leak_after
+        self.period = leak_after / 4  # a leak is logged at most that much later than promised
         self.held: dict[int, Held] = {}
         self.reported: dict[int, Held] = {}
         self._engine = engine_name(engine)
@@ -193,49 +193,4 @@ def _line(code: CodeType, position: int) -> int | None:
     return next(itertools.islice(code.co_positions(), position // 2, None))[0]
 
 
-class _Watch:
-    """One daemon thread for all engines of the process, started by the first checkout."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._holdings: weakref.WeakSet[_Holdings] = weakref.WeakSet()
-        self.is_asleep = True
-
-    def add(self, holdings: _Holdings) -> None:
-        with self._changed:
-            self._holdings.add(holdings)
-            self._changed.notify()  # it may be in more of a hurry than the others
-
-    @guarded
-    def wake(self) -> None:
-        with self._changed:
-            if self.is_asleep:
-                threading.Thread(target=self._run, name="sa_railway-leaks", daemon=True).start()
-                self.is_asleep = False
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                holdings = list(self._holdings)
-                if not holdings:
-                    self.is_asleep = True
-                    return
-            for each in holdings:
-                each.look()
-            del each, holdings  # an engine that is gone must not live on in a sleeping thread
-            with self._changed:
-                # a quarter: a leak is logged at most that much later than promised
-                self._changed.wait(min((h.leak_after for h in self._holdings), default=0) / 4)
-
-    def forget_parent(self) -> None:
-        """Begin anew in a forked child: the thread exists in the parent only."""
-        self._changed = threading.Condition()
-        self.is_asleep = True
-        for holdings in self._holdings:
-            holdings.forget_parent()
-
-
-_watch = _Watch()
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_watch.forget_parent)
+_watch = Rounds("sa_railway-leaks")

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
-import threading
 import time
 import weakref
 from typing import Any
@@ -24,6 +22,8 @@ from sa_railway import events
 from sa_railway.config.profile import Profile
 from sa_railway.engine.guard import guarded
 from sa_railway.engine.naming import engine_name
+from sa_railway.engine.native import Lock
+from sa_railway.engine.rounds import Rounds
 
 __all__ = ["listen"]
 
@@ -77,7 +77,7 @@ class _Idleness:
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.released = False
         self.since: float | None = None
@@ -97,7 +97,7 @@ def _listen_release(engine: Engine, idle_release: float) -> None:
         if idleness is not None and dbapi_connection is not None:  # None: it was invalidated
             idleness.loop = asyncio.get_running_loop() if engine.dialect.is_async else None
             idleness.since = time.monotonic()
-            _reaper.start()
+            _reaper.wake()
 
     @guarded
     def checkout(
@@ -109,7 +109,7 @@ def _listen_release(engine: Engine, idle_release: float) -> None:
         with idleness.lock:
             idleness.since = None
             if idleness.released:
-                raise DisconnectionError("the connection was closed because nobody used it")
+                raise DisconnectionError("the connection was closed after it had been idle")
 
     event.listen(engine, "connect", connect)
     event.listen(engine, "checkin", checkin)
@@ -122,13 +122,15 @@ class _Releaser:
 
     def __init__(self, engine: Engine, idle_release: float) -> None:
         self.idle_release = idle_release
+        # a quarter: an idle connection is closed at most that much later than promised
+        self.period = idle_release / 4
         self._engine = engine_name(engine)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._tracked: weakref.WeakSet[_Idleness] = weakref.WeakSet()
 
     def forget_parent(self) -> None:
-        """Begin anew in a forked child: another thread may have held the lock."""
-        self._lock = threading.Lock()
+        """Begin afresh in a forked child: another thread may have held the lock."""
+        self._lock = Lock()
         self._tracked = weakref.WeakSet()
 
     def track(self, connection: Any) -> _Idleness:
@@ -137,7 +139,9 @@ class _Releaser:
             self._tracked.add(idleness)
         return idleness
 
-    def release_idle(self) -> None:
+    @guarded
+    def look(self) -> None:
+        """Release those that have been idle for too long."""
         with self._lock:
             tracked = list(self._tracked)
         for idleness in tracked:
@@ -172,52 +176,4 @@ def _close(idleness: _Idleness) -> None:
         idleness.loop.call_soon_threadsafe(end)
 
 
-class _Reaper:
-    """One daemon thread for all engines of the process, started by the first idle connection."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._releasers: weakref.WeakSet[_Releaser] = weakref.WeakSet()
-        self._thread: threading.Thread | None = None
-
-    def add(self, releaser: _Releaser) -> None:
-        with self._changed:
-            self._releasers.add(releaser)
-            self._changed.notify()  # it may be in more of a hurry than the others
-
-    def start(self) -> None:
-        if self._thread is None:
-            with self._changed:
-                if self._thread is None:
-                    thread = threading.Thread(
-                        target=self._run, name="sa_railway-reaper", daemon=True
-                    )
-                    thread.start()
-                    self._thread = thread  # now that it runs: the next one tries again otherwise
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                releasers = list(self._releasers)
-                if not releasers:
-                    self._thread = None
-                    return
-            for releaser in releasers:
-                releaser.release_idle()
-            del releaser, releasers  # an engine that is gone must not live on in a sleeping thread
-            with self._changed:
-                # a quarter: an idle connection is closed at most that much later than promised
-                self._changed.wait(min((r.idle_release for r in self._releasers), default=0) / 4)
-
-    def forget_parent(self) -> None:
-        """Begin anew in a forked child: the thread exists in the parent only."""
-        self._changed = threading.Condition()
-        self._thread = None
-        for releaser in self._releasers:
-            releaser.forget_parent()
-
-
-_reaper = _Reaper()
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_reaper.forget_parent)
+_reaper = Rounds("sa_railway-reaper")

@@ -4,12 +4,17 @@ A connection that was just made is not asked. Otherwise its socket is looked at,
 microsecond: a server that closed the connection has left its FIN there. A socket that shows nothing
 is trusted if the connection was used a moment ago; else, or if there is something to read that may
 as well be a harmless notification, the server must answer a ping within a deadline. A dead
-connection invalidates the whole pool, because what killed it mostly killed the others too.
+connection invalidates the whole pool, because what killed it mostly killed the others too. One that
+was made in another event loop, or in the parent of this process, is replaced without a question.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
 import logging
+import os
 import select
 import sys
 import time
@@ -19,12 +24,18 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import InvalidatePoolError
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.exc import DisconnectionError, InvalidatePoolError
+from sqlalchemy.pool import (
+    ConnectionPoolEntry,
+    PoolProxiedConnection,
+    SingletonThreadPool,
+    StaticPool,
+)
 
 from sa_railway import events
 from sa_railway.config.profile import Profile
-from sa_railway.engine.guard import guarded
+from sa_railway.engine import native, process
+from sa_railway.engine.driver import descriptor_of, is_pooled, shut_down
 from sa_railway.engine.naming import engine_name
 from sa_railway.engine.watchdog import limit
 
@@ -35,6 +46,7 @@ logger = logging.getLogger("sa_railway.engine.liveness")
 # in the record's info, which SQLAlchemy clears when it reconnects: no entry means a new connection
 _IDLE_SINCE = "railway_idle_since"
 _POLLER = "railway_poller"
+_LOOP = "railway_loop"
 
 
 class Look(Enum):
@@ -47,18 +59,70 @@ class Look(Enum):
 
 
 def listen(engine: Engine, profile: Profile) -> None:
-    """Check the connections of *engine* at checkout, unless profile or backend rule it out."""
+    """Check the connections of *engine* at checkout, as far as profile and backend allow it."""
     if not profile.pre_ping or engine.dialect.name == "sqlite":
+        if not isinstance(engine.pool, SingletonThreadPool | StaticPool):  # a database in memory
+            event.listen(engine, "checkout", _refuse_inherited)
         return
     liveness = _Liveness(engine, profile)
     event.listen(engine, "checkin", _checkin)
+    if _is_bound_to_loop(engine):
+        event.listen(engine, "connect", _remember_loop)
+        event.listen(engine, "checkout", _refuse_foreign)
     event.listen(engine, "checkout", liveness.checkout)
 
 
-# Both hooks are on the way of every checkout, where a microsecond is a tenth of the whole; so only
+def _is_bound_to_loop(engine: Engine) -> bool:
+    """Return whether a connection works in one event loop only; one of psycopg works in any."""
+    return engine.dialect.is_async and engine.dialect.driver not in ("psycopg", "psycopg_async")
+
+
+# All hooks are on the way of every checkout, where a microsecond is a tenth of the whole; so only
 # what seldom runs is guarded, and the rest cannot fail.
 def _checkin(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
     record.info[_IDLE_SINCE] = time.monotonic()
+
+
+def _refuse_inherited(*_: object) -> None:
+    if os.getpid() != process.pid and process.renew():
+        raise InvalidatePoolError("the connection belongs to the parent of this process")
+
+
+def _remember_loop(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+    record.info[_LOOP] = _running_loop()
+
+
+def _refuse_foreign(
+    dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry, proxy: PoolProxiedConnection
+) -> None:
+    loop = record.info.get(_LOOP)
+    if loop is None or loop is _running_loop():
+        return
+    _end_in_its_loop(record.driver_connection, loop)
+    # as SQLAlchemy's manual lets go of a connection of another process: a close would be awaited
+    record.dbapi_connection = None  # type: ignore[misc]
+    proxy.dbapi_connection = None  # type: ignore[misc]
+    raise DisconnectionError("the connection belongs to another event loop")
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _end_in_its_loop(connection: Any, loop: asyncio.AbstractEventLoop) -> None:
+    """End the connection of another event loop, which alone could close it in good order."""
+    descriptor = descriptor_of(connection)
+    if descriptor is not None and not loop.is_running():  # nothing would tell the server
+        shut_down(descriptor)
+    terminate = getattr(connection, "terminate", connection.close)
+    with contextlib.suppress(RuntimeError):  # the loop is closed, or is closed in this moment
+        if loop.is_closed():
+            terminate()
+        else:
+            loop.call_soon_threadsafe(terminate)
 
 
 class _Liveness:
@@ -69,12 +133,17 @@ class _Liveness:
         self._dialect = engine.dialect
         self._trust_idle = profile.trust_idle
         self._ping_timeout = profile.ping_timeout
+        # A pooler lets a statement wait until a server is free, as a pool lets a checkout wait.
+        self._pooler_timeout = max(profile.ping_timeout, profile.pool_timeout)
+        self._has_pooler = profile.transaction_pooler
         self._is_gevent_judged = False
-        self._examine = guarded(self._examine)  # type: ignore[method-assign]
+        self._has_failed = False
 
     def checkout(
         self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry, proxy: object
     ) -> None:
+        if os.getpid() != process.pid:
+            _refuse_inherited()
         info = record.info
         if _IDLE_SINCE not in info:
             return
@@ -82,8 +151,18 @@ class _Liveness:
             self._examine(dbapi_connection, record)
 
     def _examine(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        is_closed = look(record.driver_connection) is Look.CLOSED
-        how = "socket" if is_closed else self._ping(dbapi_connection, record)
+        try:
+            is_closed = look(record.driver_connection) is Look.CLOSED
+            how = "socket" if is_closed else self._ping(dbapi_connection, record)
+        except Exception:
+            if not self._has_failed:
+                self._has_failed = True
+                logger.exception(
+                    "%s: a connection could not be checked and is replaced; further failures are "
+                    "not logged",
+                    self._engine,
+                )
+            raise DisconnectionError("the connection could not be checked") from None
         if how is not None:
             events.announce(events.StaleFound(self._engine, how))
             logger.info("%s: a pooled connection was dead (seen by: %s)", self._engine, how)
@@ -93,7 +172,10 @@ class _Liveness:
         """Return how the connection was found to be dead, or None: the server has answered."""
         self._warn_if_gevent_is_blocked()
         started = time.monotonic()
-        with limit(record.driver_connection, self._ping_timeout) as expired:
+        connection = record.driver_connection
+        is_queued = self._has_pooler or is_pooled(connection)
+        timeout = self._pooler_timeout if is_queued else self._ping_timeout
+        with limit(connection, timeout) as expired:
             try:
                 self._dialect.do_ping(dbapi_connection)
             except Exception:  # noqa: BLE001 - drivers raise OSError, TimeoutError and their own
@@ -105,7 +187,7 @@ class _Liveness:
         return None
 
     def _warn_if_gevent_is_blocked(self) -> None:
-        """Say once that a blocked psycopg2 blocks the gevent hub, the watchdog included."""
+        """Say once that psycopg2 without psycogreen blocks the gevent hub."""
         monkey = sys.modules.get("gevent.monkey")
         if monkey is None or self._is_gevent_judged:
             return
@@ -114,14 +196,14 @@ class _Liveness:
             return
         if self._dialect.loaded_dbapi.extensions.get_wait_callback() is None:
             logger.warning(
-                "gevent is in use, but psycopg2 does not cooperate with it: a query blocks all "
-                "greenlets, and no ping can be given a deadline. Call "
-                "psycogreen.gevent.patch_psycopg(), or use the psycopg driver."
+                "%s: gevent is in use, but psycopg2 does not cooperate with it: a query blocks all "
+                "greenlets. Call psycogreen.gevent.patch_psycopg(), or use the psycopg driver.",
+                self._engine,
             )
 
 
 _HUNG_UP = 0
-if hasattr(select, "poll"):  # Windows has none: every check is a ping there
+if native.poll is not None:  # Windows has none: every check is a ping there
     # POLLRDHUP, on Linux, shows the peer's FIN even behind unread data, which TLS would hide
     _HUNG_UP = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
 
@@ -142,19 +224,27 @@ def look(driver_connection: Any) -> Look:
 def _poller(driver_connection: Any) -> Callable[[], Look]:
     """Return a function that looks at this connection, again and again.
 
-    psycopg2 and psycopg show their descriptor. asyncpg does not, but it reads its socket whenever
-    the event loop runs, so it knows by itself when the server has hung up.
+    psycopg2 and psycopg show their descriptor. asyncpg knows by itself when the server has hung up,
+    but only once its event loop has had a turn, so its socket is looked at as well.
     """
     if hasattr(driver_connection, "fileno"):
-        return _socket_poller(driver_connection.fileno) if _HUNG_UP else lambda: Look.BLIND
+        return _socket_poller(driver_connection.fileno)
     if hasattr(driver_connection, "is_closed"):
-        is_closed = driver_connection.is_closed
-        return lambda: Look.CLOSED if is_closed() else Look.QUIET
+        return _socket_poller(functools.partial(_asyncpg_descriptor, driver_connection))
     return lambda: Look.BLIND
 
 
+def _asyncpg_descriptor(connection: Any) -> int:
+    descriptor = None if connection.is_closed() else descriptor_of(connection)
+    if descriptor is None:
+        raise OSError("the connection is closed")
+    return descriptor
+
+
 def _socket_poller(fileno: Callable[[], int]) -> Callable[[], Look]:
-    poller = select.poll()
+    if native.poll is None:
+        return lambda: Look.BLIND
+    poller = native.poll()
     registered = -1
 
     def poll() -> Look:

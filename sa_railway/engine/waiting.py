@@ -47,7 +47,7 @@ def sleeper(*, is_async: bool) -> Callable[[float], None]:
 
 
 def _sleep(seconds: float) -> None:
-    time.sleep(seconds)  # looked up at each call: gevent may have replaced it since the import
+    time.sleep(seconds)  # looked up here: gevent and eventlet may replace it at any time
 
 
 def _sleep_in_loop(seconds: float) -> None:

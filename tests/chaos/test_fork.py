@@ -1,9 +1,12 @@
 """What a forked child does to the connections of its parent: nothing."""
 
+import ctypes
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,9 @@ import sqlalchemy
 from sqlalchemy import text
 
 import sa_railway
-from sa_railway.engine import fork
+from sa_railway.engine import fork, process
+from sa_railway.engine.driver import descriptor_of, identity
+from sa_railway.testing import ChaosProxy
 
 ROUNDS = 100
 PROGRAM = Path(__file__).parent / "programs" / "fork_rounds.py"
@@ -191,11 +196,185 @@ def test_asyncpg_still_shows_its_socket(postgres):
         connection = await asyncpg.connect(
             host=url.host, port=url.port, user=url.username, database=url.database
         )
-        descriptor = fork._descriptor(connection)
-        identity = fork._identity(descriptor)
+        descriptor = descriptor_of(connection)
+        found = identity(descriptor)
         await connection.close()
-        return descriptor, identity
+        return descriptor, found
 
-    descriptor, identity = asyncio.run(main())
+    descriptor, found = asyncio.run(main())
     assert isinstance(descriptor, int)
-    assert identity is not None
+    assert found is not None
+
+
+# --- a child that leaves the blocks of its parent ---
+
+LEAVE = """
+import os, sys
+import sqlalchemy
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+engine = sqlalchemy.create_engine(sys.argv[1], plugins=["railway"])
+
+
+def leave():
+    child = os.fork()
+    if child == 0:
+        sys.exit(0)  # which unwinds through the blocks
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+{blocks}
+"""
+BLOCKS = {
+    "connection without a transaction": """
+with engine.connect() as connection:
+    leave()
+    connection.execute(text("INSERT INTO rounds (n) VALUES (0)"))
+    connection.commit()
+""",
+    "connection": """
+with engine.connect() as connection:
+    connection.execute(text("INSERT INTO rounds (n) VALUES (0)"))
+    leave()
+    connection.commit()
+""",
+    "transaction": """
+with engine.begin() as connection:
+    connection.execute(text("INSERT INTO rounds (n) VALUES (0)"))
+    leave()
+""",
+    "savepoint": """
+with engine.begin() as connection, connection.begin_nested():
+    connection.execute(text("INSERT INTO rounds (n) VALUES (0)"))
+    leave()
+""",
+    "session": """
+with Session(engine) as session, session.begin():
+    session.execute(text("INSERT INTO rounds (n) VALUES (0)"))
+    with session.begin_nested():
+        leave()
+""",
+    "raw connection": """
+raw = engine.raw_connection()
+raw.cursor().execute("INSERT INTO rounds (n) VALUES (0)")
+try:
+    leave()
+    raw.commit()
+finally:
+    raw.close()
+""",
+    "detached connection": """
+with engine.connect() as connection:
+    connection.detach()
+    connection.execute(text("INSERT INTO rounds (n) VALUES (0)"))
+    leave()
+    connection.commit()
+""",
+    "two generations": """
+with engine.connect() as connection:
+    connection.execute(text("INSERT INTO rounds (n) VALUES (0)"))
+    child = os.fork()
+    if child == 0:
+        with engine.connect() as own:
+            own.execute(text("SELECT 1"))
+            leave()
+        sys.exit(0)
+    os.waitpid(child, 0)
+    connection.commit()
+""",
+}
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_a_child_leaves_the_blocks_of_its_parent_in_silence(postgres, rounds_table, blocks):
+    program = LEAVE.replace("{blocks}", BLOCKS[blocks])
+    result = subprocess.run(
+        [sys.executable, "-c", program, postgres.url.render_as_string(hide_password=False)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (result.returncode, result.stdout, result.stderr) == (0, "0\n", "")
+    assert rounds_table() == [0]
+
+
+# --- forks of C code that tell Python nothing, as those of uWSGI ---
+
+
+def fork_unseen(check):
+    """Do what ``in_child()`` does, without any hook of Python's."""
+    child = ctypes.PyDLL(None).fork()
+    if child == 0:
+        status = 1
+        try:
+            status = 0 if check() else 1
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def backend(engine):
+    with engine.connect() as connection:
+        return connection.scalar(text("SELECT pg_backend_pid()"))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"pool_pre_ping": False}, {"trust_idle": 0}], ids=str)
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+def test_a_child_that_python_knows_nothing_of_has_connections_of_its_own(
+    postgres, driver, arguments
+):
+    engine = sa_railway.create_engine(postgres.url_for(driver), **arguments)
+    parents = backend(engine)
+
+    def works():
+        first, second, third = backend(engine), backend(engine), backend(engine)
+        return parents not in (first, second) and second == third
+
+    assert all(fork_unseen(works) for _ in range(3))
+    assert backend(engine) == parents
+    engine.dispose()
+
+
+def test_such_a_child_can_be_the_first_to_connect(engine):
+    def works():
+        is_unseen = process.pid != os.getpid()
+        return backend(engine) and is_unseen and process.pid == os.getpid()
+
+    assert fork_unseen(works)
+
+
+def test_such_a_child_has_a_watchdog(postgres):
+    with ChaosProxy(postgres.url) as proxy:
+        engine = sa_railway.create_engine(proxy.url, ping_timeout=0.2, trust_idle=0)
+        backend(engine)
+        backend(engine)  # a ping, and so the parent has a watchdog
+
+        def recovers():
+            first = backend(engine)
+            proxy_is_frozen.wait(10)
+            return backend(engine) != first
+
+        proxy_is_frozen = multiprocessing.get_context("fork").Event()
+        thread = threading.Timer(0.5, lambda: (proxy.freeze(new=False), proxy_is_frozen.set()))
+        thread.start()
+        assert fork_unseen(recovers)
+        thread.join()
+        engine.dispose()
+
+
+@pytest.mark.parametrize("path", ["", "/app.db"])
+def test_such_a_child_leaves_an_sqlite_database_as_it_is(tmp_path, path):
+    engine = sa_railway.create_engine(f"sqlite://{'/' + str(tmp_path) + path if path else ''}")
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE t (n int)"))
+        connection.execute(text("INSERT INTO t VALUES (7)"))
+
+    def rows():
+        with engine.connect() as connection:
+            return connection.scalars(text("SELECT n FROM t")).all() == [7]
+
+    assert fork_unseen(rows)
+    engine.dispose()

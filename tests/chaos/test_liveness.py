@@ -253,21 +253,25 @@ def test_sqlalchemys_own_ping_is_off(postgres):
     assert sa_railway.create_engine(postgres.url).pool._pre_ping is False
 
 
-def test_a_check_that_fails_is_logged_once_and_the_checkout_goes_on(postgres, caplog, monkeypatch):
+def test_a_connection_whose_check_fails_is_replaced_and_that_is_logged_once(
+    postgres, caplog, monkeypatch
+):
     def broken(connection):
         raise RuntimeError("a bug")
 
-    engine = sa_railway.create_engine(postgres.url, trust_idle=0)
+    engine = sa_railway.create_engine(postgres.url, trust_idle=0, logging_name="orders")
     fill(engine, 1)
     monkeypatch.setattr(liveness, "look", broken)
+    backends = set()
 
     with caplog.at_level(logging.ERROR, logger="sa_railway"):
         for _ in range(3):
             with engine.connect() as connection:
-                assert connection.scalar(text("SELECT 1")) == 1
+                backends.add(connection.scalar(text("SELECT pg_backend_pid()")))
 
+    assert len(backends) == 3
     assert [record.getMessage() for record in caplog.records] == [
-        "_Liveness._examine failed and was passed over; its further failures are not logged"
+        "orders: a connection could not be checked and is replaced; further failures are not logged"
     ]
     engine.dispose()
 

@@ -67,6 +67,68 @@ def test_a_descriptor_that_changed_hands_is_not_touched(pair):
     os.close(duplicate)
 
 
+def test_a_duplicate_that_others_have_closed_costs_neither_this_deadline_nor_the_next(pair):
+    """As a daemon does that closes descriptors which it did not open."""
+    ours, _ = pair
+    with Deadline(ours.fileno(), 0.01) as deadline:
+        os.close(deadline._duplicate)
+        assert ours.recv(1) == b""
+    assert deadline.expired
+
+    other, peer = socket.socketpair()
+    other.settimeout(10)
+    with other, peer, Deadline(other.fileno(), 0.01) as later:
+        assert other.recv(1) == b""
+    assert later.expired
+
+
+@pytest.mark.parametrize("seconds", [0.01, 60])
+def test_what_others_have_opened_under_the_number_of_the_duplicate_is_left_alone(pair, seconds):
+    ours, _ = pair
+    innocent, peer = socket.socketpair()
+    peer.settimeout(10)
+    with innocent, peer:
+        with Deadline(ours.fileno(), seconds) as deadline:
+            number = deadline._duplicate
+            os.dup2(innocent.fileno(), number)
+            if seconds < 1:
+                assert ours.recv(1) == b""
+        os.write(number, b"alive")
+        assert peer.recv(5) == b"alive"
+        os.close(number)
+
+
+def test_the_watchdog_outlives_a_deadline_that_fails(pair, caplog, monkeypatch):
+    ours, _ = pair
+    failing = Deadline(ours.fileno(), 0)
+    monkeypatch.setattr(Deadline, "expire", None)
+    told = threading.Event()
+    caplog.handler.addFilter(lambda record: told.set() or True)
+    watchdog._watchdog.add(failing, 0)
+    watchdog._watchdog.wake()
+    assert told.wait(10)
+    monkeypatch.undo()
+
+    test_a_call_that_is_never_answered_returns(pair)
+    assert [record.getMessage() for record in caplog.records] == ["A deadline could not be kept"]
+
+
+def test_an_answer_that_has_arrived_is_no_silence(pair):
+    """The process had no turn to read it, as after it was suspended."""
+    ours, theirs = pair
+    clock, peer = socket.socketpair()
+    clock.settimeout(10)
+    theirs.send(b"x")
+    with clock, peer, Deadline(ours.fileno(), 0.01) as answered:
+        with Deadline(clock.fileno(), 0.02):
+            clock.recv(1)
+
+        assert not answered.expired
+        assert ours.recv(1) == b"x"
+        assert ours.recv(1) == b""  # and now there is silence
+        assert answered.expired
+
+
 def test_no_descriptor_is_left_behind(pair):
     ours, _ = pair
     before = len(os.listdir("/dev/fd"))
@@ -121,6 +183,22 @@ def test_a_forked_child_drops_the_sockets_of_pending_deadlines_and_has_a_watchdo
 
         theirs.send(b"x")
         assert ours.recv(1) == b"x"
+
+
+def test_a_fork_in_the_middle_of_an_end_leaves_the_child_no_socket_of_its_parent(pair):
+    ours, _ = pair
+    other, peer = socket.socketpair()
+    with (
+        other,
+        peer,
+        Deadline(ours.fileno(), 60) as ending,
+        Deadline(other.fileno(), 60) as pending,
+    ):
+        os.close(ending._duplicate)  # and has not been able to say so yet
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if not os.path.exists(f"/dev/fd/{pending._duplicate}") else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_where_threads_run_out_nothing_is_left_behind_and_the_next_one_tries_again(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from sa_railway.observe.health.endpoints import Answer, by_name, route
-from sa_railway.observe.health.probe import start_probe
+from sa_railway.observe.health.probe import start_probe_in_loop
 
 if TYPE_CHECKING:
     from sa_railway.observe.health.endpoints import Engines
@@ -67,5 +67,5 @@ class HealthApp:
         )
         if isinstance(found, Answer):
             return found
-        pending = {name: start_probe(engine) for name, engine in self._engines.items()}
+        pending = {name: start_probe_in_loop(engine) for name, engine in self._engines.items()}
         return found({name: await probe.wait_async() for name, probe in pending.items()})

@@ -1,10 +1,13 @@
 """Ask the server, within a deadline, on a connection that is not the pool's.
 
 A probe through the pool waits while the pool is exhausted, and says of a pool what was asked of a
-server. So each probe opens a connection of its own, closes it, and lets all who ask meanwhile and a
+server. So each probe opens a connection of its own, closes it, and lets all callers meanwhile and a
 moment later share the answer. It runs in a thread of its own, because nothing else bounds the
-lookup of a name, or a connect to a host with several addresses; whoever asks waits for it until the
-deadline, and not longer. A thread that is still stuck then is not doubled.
+lookup of a name, or a connect to a host with several addresses; a caller waits for it until the
+deadline, and not longer. A probe that is still stuck then is not doubled.
+
+An engine of asyncio is asked in the event loop of the caller, where there is one: what connects it,
+the application's own functions included, may belong to that loop.
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import threading
 import time
 import weakref
@@ -28,13 +30,22 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import greenlet_spawn
 
 from sa_railway.config.profile import Profile
+from sa_railway.engine import process
+from sa_railway.engine.native import Lock
 from sa_railway.engine.profiles import profile_of
 from sa_railway.engine.waiting import attempt_limit, is_impatient
-from sa_railway.engine.watchdog import limit
-from sa_railway.faults import Fault, FaultKind, classify
+from sa_railway.engine.watchdog import Patience, limit
+from sa_railway.faults import FaultKind, classify
 from sa_railway.faults.conditions import CONDITIONS
 
-__all__ = ["PendingProbe", "Probe", "ServerFacts", "recent_probes", "start_probe"]
+__all__ = [
+    "PendingProbe",
+    "Probe",
+    "ServerFacts",
+    "recent_probes",
+    "start_probe",
+    "start_probe_in_loop",
+]
 
 logger = logging.getLogger("sa_railway.observe.health.probe")
 
@@ -126,14 +137,16 @@ class PendingProbe:
     async def wait_async(self) -> Probe:
         """Do the same without blocking the event loop."""
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+        patience = Patience(self._left(), loop.time())
 
         def wake(_: object) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended before the probe
                 loop.call_soon_threadsafe(arrived.set)
 
         self.future.add_done_callback(wake)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(arrived.wait(), self._left())
+        while not self.future.done() and not patience.is_over(loop.time()):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(arrived.wait(), patience.step)
         return self.future.result() if self.future.done() else _no_answer(self.timeout)
 
     def _left(self) -> float:
@@ -141,12 +154,18 @@ class PendingProbe:
 
 
 def start_probe(engine: Engine) -> PendingProbe:
-    """Ask the server of *engine*, or share the answer of who asks or has just asked.
+    """Ask the server of *engine*, or share the answer of another caller, now or a moment ago.
 
     Its deadline is the profile's ``probe_timeout``, whatever the server and the pool do. The engine
     may be one of asyncio. Any thread may call it, and a forked child.
     """
-    return _prober(engine).ask(engine, profile_of(engine))
+    return _prober(engine).ask(engine, profile_of(engine), None)
+
+
+def start_probe_in_loop(engine: Engine) -> PendingProbe:
+    """Do the same for a caller in an event loop, to be awaited by ``wait_async()``."""
+    loop = asyncio.get_running_loop() if engine.dialect.is_async else None
+    return _prober(engine).ask(engine, profile_of(engine), loop)
 
 
 def recent_probes(engine: Engine) -> list[Probe]:
@@ -155,37 +174,48 @@ def recent_probes(engine: Engine) -> list[Probe]:
 
 
 class _Prober:
-    """The probes of one engine: one at a time, each for all who ask."""
+    """The probes of one engine: one at a time, each for all callers."""
 
     def __init__(self) -> None:
         self.finished: deque[Probe] = deque(maxlen=_KEPT)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._future: Future[Probe] = Future()
         self._future.set_result(Probe())
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None  # an event loop keeps no reference
         self._started = self._ended = float("-inf")
 
-    def ask(self, engine: Engine, profile: Profile) -> PendingProbe:
-        now = time.monotonic()
+    def ask(
+        self, engine: Engine, profile: Profile, loop: asyncio.AbstractEventLoop | None
+    ) -> PendingProbe:
+        now, timeout = time.monotonic(), profile.probe_timeout
         with self._lock:
-            if self._future.done() and now - self._ended >= profile.probe_cache:
-                self._future, self._started = Future(), now
-                self._start(engine, profile)
-            timeout = profile.probe_timeout
-            return PendingProbe(self._future, self._started + timeout, timeout)
+            is_new = self._is_over() and now - self._ended >= profile.probe_cache
+            if is_new:
+                self._future, self._started, self._loop = Future(), now, loop
+            pending = PendingProbe(self._future, self._started + timeout, timeout)
+        if is_new and loop is not None:
+            run = self._run_in_loop(engine, profile, pending.future)
+            self._task = loop.create_task(run, name="sa_railway-probe")
+        elif is_new:
+            self._start_thread(engine, profile, pending.future)
+        return pending
 
-    def _start(self, engine: Engine, profile: Profile) -> None:
+    def _is_over(self) -> bool:
+        """Return whether the last one has an answer, or has stopped with its event loop."""
+        return self._future.done() or not (self._loop is None or self._loop.is_running())
+
+    def _start_thread(self, engine: Engine, profile: Profile, future: Future[Probe]) -> None:
         thread = threading.Thread(
-            target=self._run, args=(engine, profile), name="sa_railway-probe", daemon=True
+            target=self._run, args=(engine, profile, future), name="sa_railway-probe", daemon=True
         )
         try:
             thread.start()
         except RuntimeError:  # the container allows no thread more
-            self._finish(Probe("No thread could be started to ask the server.", _NO_THREAD))
+            self._finish(future, Probe("No thread could be started to ask the server.", _NO_THREAD))
 
-    def _run(self, engine: Engine, profile: Profile) -> None:
-        is_impatient.set(True)  # for this thread, which is only for this probe
-        # nobody waits for longer, and who waits shall be told what they waited for
-        attempt_limit.set(profile.probe_timeout + 1)
+    def _run(self, engine: Engine, profile: Profile, future: Future[Probe]) -> None:
+        _be_impatient(profile)
         result = late = _no_answer(profile.probe_timeout)
         try:
             if engine.dialect.is_async:
@@ -193,17 +223,38 @@ class _Prober:
             else:
                 result = _ask(engine, profile)
         except Exception as error:  # noqa: BLE001 - asyncpg raises OSError and TimeoutError
-            logger.debug("A probe failed: %s", type(error).__name__)
-            fault = classify(error, kinds=profile.fault_kinds)
-            result = _failed(fault)
+            result = _failed(error, profile)
         finally:
             is_late = time.monotonic() > self._started + profile.probe_timeout
-            self._finish(late if is_late else result)
+            self._finish(future, late if is_late else result)
 
-    def _finish(self, result: Probe) -> None:
+    async def _run_in_loop(self, engine: Engine, profile: Profile, future: Future[Probe]) -> None:
+        _be_impatient(profile)
+        result = late = _no_answer(profile.probe_timeout)
+        patience = Patience(profile.probe_timeout, time.monotonic())
+        work = asyncio.ensure_future(greenlet_spawn(_ask, engine, profile))
+        is_late = False
+        try:
+            while not (await asyncio.wait([work], timeout=patience.step))[0]:
+                is_late = is_late or patience.is_over(time.monotonic())
+            result = work.result()
+        except Exception as error:  # noqa: BLE001 - asyncpg raises OSError and TimeoutError
+            result = _failed(error, profile)
+        finally:
+            work.cancel()
+            self._finish(future, late if is_late else result)
+
+    def _finish(self, future: Future[Probe], result: Probe) -> None:
         self.finished.append(result)
         self._ended = time.monotonic()
-        self._future.set_result(result)
+        future.set_result(result)
+
+
+def _be_impatient(profile: Profile) -> None:
+    """Connect once; for the thread or the task of a probe."""
+    is_impatient.set(True)
+    # no caller waits for longer, and each shall be given the cause
+    attempt_limit.set(profile.probe_timeout + 1)
 
 
 def _ask(engine: Engine, profile: Profile) -> Probe:
@@ -252,7 +303,9 @@ def _row(proxied: PoolProxiedConnection, sql: str) -> Any:
         cursor.close()
 
 
-def _failed(fault: Fault) -> Probe:
+def _failed(error: Exception, profile: Profile) -> Probe:
+    logger.debug("A probe failed: %s", type(error).__name__)
+    fault = classify(error, kinds=profile.fault_kinds)
     if fault.advice in _FULL:
         return Probe("The server takes no more connections.", fault.advice, is_full=True)
     return Probe(_FAILURES.get(fault.kind, "The server cannot be used."), fault.advice)
@@ -263,21 +316,21 @@ def _no_answer(timeout: float) -> Probe:
     return Probe(failure, _NO_ANSWER)
 
 
-_lock = threading.Lock()
+_lock = Lock()
 # By the dialect, which an engine and its copies with other execution options have in common.
 _probers: weakref.WeakKeyDictionary[Any, _Prober] = weakref.WeakKeyDictionary()
 
 
 def _prober(engine: Engine) -> _Prober:
+    process.renew()
     with _lock:
         return _probers.setdefault(engine.dialect, _Prober())
 
 
 def _forget_parent() -> None:
-    """Begin anew in a forked child: the threads, and whoever held a lock, exist in the parent."""
+    """Begin afresh in a forked child: the threads, and a lock that is held, exist in the parent."""
     global _lock, _probers
-    _lock, _probers = threading.Lock(), weakref.WeakKeyDictionary()
+    _lock, _probers = Lock(), weakref.WeakKeyDictionary()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_forget_parent)
+process.at_fork(_forget_parent)

@@ -16,7 +16,7 @@ from sa_railway.engine import counting
 from sa_railway.engine.counters import counters_of
 from sa_railway.engine.profiles import profile_of
 from sa_railway.observe.health.pool import PoolState
-from sa_railway.observe.health.probe import Probe, ServerFacts, start_probe
+from sa_railway.observe.health.probe import Probe, ServerFacts, start_probe, start_probe_in_loop
 from sa_railway.observe.health.rules import Facts, Recommendation, Severity, judge
 from sa_railway.observe.metrics import Processes, Window, processes, snapshot, window
 
@@ -104,7 +104,7 @@ def check_health(engine: Engine | AsyncEngine) -> HealthReport:
 async def check_health_async(engine: Engine | AsyncEngine) -> HealthReport:
     """Do the same without blocking the event loop."""
     sync_engine = as_sync(engine)
-    return report_on(sync_engine, await start_probe(sync_engine).wait_async())
+    return report_on(sync_engine, await start_probe_in_loop(sync_engine).wait_async())
 
 
 def report_on(engine: Engine, answer: Probe) -> HealthReport:

@@ -1,0 +1,68 @@
+"""What a driver's connection shows of itself, each driver in its own way."""
+
+from __future__ import annotations
+
+# the C class: gevent and eventlet replace the one in socket by one for their own threads
+import _socket
+import inspect
+import os
+import stat
+from typing import Any
+
+__all__ = ["Identity", "descriptor_of", "identity", "is_asyncio", "is_pooled", "shut_down"]
+
+Identity = tuple[int, int]
+"""The device and inode of a socket, which no other socket of this boot has."""
+
+# Linux gives no process a higher id, and no other system does.
+_MAX_PID = 2**22
+
+
+def descriptor_of(driver_connection: Any) -> int | None:
+    """Ask the driver for the descriptor of its socket; None if it has none (any more)."""
+    if hasattr(driver_connection, "fileno"):
+        try:
+            return int(driver_connection.fileno())
+        except Exception:  # noqa: BLE001 - each driver has its own error for a connection it has closed
+            return None
+    # asyncpg shows its socket nowhere in public. tests/chaos/test_fork.py fails when this moves.
+    transport = getattr(driver_connection, "_transport", None)
+    peer = transport.get_extra_info("socket") if transport is not None else None
+    return peer.fileno() if peer is not None else None
+
+
+def identity(descriptor: int) -> Identity | None:
+    """Return what tells this socket from all others, or None if it is not an open socket."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISSOCK(status.st_mode) else None
+
+
+def shut_down(descriptor: int) -> None:
+    """End both ways of a socket for everything that holds it; the descriptor stays open."""
+    try:
+        peer = _socket.socket(fileno=os.dup(descriptor))
+    except OSError:  # it has been closed, or is no socket any more
+        return
+    try:
+        peer.shutdown(_socket.SHUT_RDWR)
+    except OSError:  # the peer has closed it in this very moment
+        pass
+    finally:
+        peer.close()
+
+
+def is_asyncio(driver_connection: Any) -> bool:
+    """Return whether the connection works in an event loop: psycopg's and asyncpg's for asyncio."""
+    return inspect.iscoroutinefunction(getattr(driver_connection, "close", None))
+
+
+def is_pooled(driver_connection: Any) -> bool:
+    """Return whether a pooler is known to be in between: it tells its clients an invented pid."""
+    if hasattr(driver_connection, "get_server_pid"):  # asyncpg
+        pid = driver_connection.get_server_pid()
+    else:
+        pid = getattr(getattr(driver_connection, "info", None), "backend_pid", 1)
+    return not 0 < pid <= _MAX_PID
