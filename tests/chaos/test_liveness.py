@@ -11,10 +11,12 @@ import pytest
 import sqlalchemy
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine as plain_async_engine
+from within import driver_of, using
 
 import sa_railway
 from sa_railway import events
 from sa_railway.engine import liveness
+from sa_railway.engine.driver import is_pooled
 from sa_railway.testing import ChaosProxy
 
 SYNC = ["psycopg2", "psycopg"]
@@ -310,3 +312,122 @@ def test_plain_asyncpg_raises_when_its_pool_was_killed(postgres):
 
     with pytest.raises(sqlalchemy.exc.DBAPIError):
         asyncio.run(main())
+
+
+# --- event loops ---
+
+
+def wait_until_hung_up(engine):
+    """Wait until the sockets show the servers' FINs, without a turn for the event loop."""
+    records = list(engine.sync_engine.pool._pool._queue._queue)
+    deadline = time.monotonic() + 10
+    while {liveness.look(record.driver_connection) for record in records} != {liveness.Look.CLOSED}:
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("driver", ASYNC)
+def test_a_server_that_hangs_up_while_the_event_loop_is_busy_is_seen(postgres, driver, seen):
+    async def main():
+        engine = sa_railway.create_async_engine(postgres.url_for(driver), pool_size=4)
+        connections = [await engine.connect() for _ in range(4)]
+        for connection in connections:
+            await connection.execute(text("SELECT 1"))
+            await connection.close()
+        postgres.terminate_backends()
+        wait_until_hung_up(engine)
+
+        for _ in range(4):
+            async with engine.connect() as connection:
+                assert await connection.scalar(text("SELECT 1")) == 1
+        await engine.dispose()
+
+    asyncio.run(main())
+    assert stale(seen) == ["socket"]
+
+
+# what is left of a connection when its event loop is closed says so, with plain SQLAlchemy as well
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("driver", ASYNC)
+def test_an_event_loop_for_each_message(postgres, driver, seen, caplog):
+    url = postgres.url_for(driver)
+    engine = sa_railway.create_async_engine(url, application_name=f"messages-{driver}")
+
+    async def message(number):
+        async with engine.connect() as connection:
+            return await connection.scalar(text(f"SELECT {number}"))
+
+    assert [asyncio.run(message(number)) for number in range(20)] == list(range(20))
+    assert stale(seen) == []
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+    plain = sqlalchemy.create_engine(postgres.url, poolclass=sqlalchemy.pool.NullPool)
+    sessions = text("SELECT count(*) FROM pg_stat_activity WHERE application_name = :name")
+    deadline = time.monotonic() + 10
+    with plain.connect() as connection:
+        while connection.scalar(sessions, {"name": f"messages-{driver}"}) > 1:
+            assert time.monotonic() < deadline
+            connection.rollback()
+
+
+@pytest.mark.parametrize("driver", ASYNC)
+def test_an_event_loop_that_was_blocked_costs_no_connection(postgres, driver, seen):
+    async def main():
+        with ChaosProxy(postgres.url_for(driver)) as proxy, proxy.latency(0.05):
+            engine = sa_railway.create_async_engine(proxy.url, ping_timeout=0.5, trust_idle=0)
+            backend = text("SELECT pg_backend_pid()")
+            async with engine.connect() as connection:
+                first = await connection.scalar(backend)
+
+            async def again():
+                async with engine.connect() as connection:
+                    return await connection.scalar(backend)
+
+            task = asyncio.create_task(again())
+            before = proxy.round_trips
+            while proxy.round_trips == before:  # until the ping has been sent
+                await asyncio.sleep(0)
+            time.sleep(1)
+            assert await task == first
+            await engine.dispose()
+
+    asyncio.run(main())
+    assert stale(seen) == []
+
+
+# --- poolers ---
+
+
+@pytest.mark.parametrize("driver", SYNC)
+def test_a_pooler_that_queues_longer_than_a_ping_may_take_is_not_dead(postgres, driver, seen):
+    with ChaosProxy(postgres.url_for(driver)) as proxy:
+        engine = sa_railway.create_engine(
+            proxy.url, ping_timeout=0.1, pool_timeout=20, trust_idle=0, transaction_pooler=True
+        )
+        fill(engine, 1)
+        toxic = proxy.freeze(new=False)
+        threading.Timer(1.0, toxic.remove).start()
+
+        fill(engine, 1)
+
+        assert stale(seen) == []
+        assert proxy.accepted == 1
+        engine.dispose()
+
+
+def test_a_pooler_that_never_answers_is_given_up_when_a_checkout_is(postgres, seen):
+    with ChaosProxy(postgres.url) as proxy:
+        engine = sa_railway.create_engine(
+            proxy.url, ping_timeout=0.1, pool_timeout=0.3, trust_idle=0, transaction_pooler=True
+        )
+        fill(engine, 1)
+        proxy.freeze(new=False)
+
+        fill(engine, 1)
+
+        assert stale(seen) == ["deadline"]
+        engine.dispose()
+
+
+@pytest.mark.parametrize("driver", [*SYNC, *ASYNC])
+def test_a_server_is_not_taken_for_a_pooler(postgres, driver):
+    assert using(postgres, driver, lambda connection: not is_pooled(driver_of(connection)))

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
+import asyncpg
 import psycopg
 import pytest
 import sqlalchemy
@@ -19,8 +20,8 @@ from sa_railway import engine_options
 from sa_railway.flask import Railway
 from sa_railway.observe.health.asgi import HealthApp
 from sa_railway.observe.health.endpoints import respond
-from sa_railway.observe.health.probe import recent_probes, start_probe
-from sa_railway.observe.health.report import Status, check_health
+from sa_railway.observe.health.probe import recent_probes, start_probe, start_probe_in_loop
+from sa_railway.observe.health.report import Status, check_health, check_health_async
 from sa_railway.testing import ChaosProxy
 
 NO_ANSWER = {"status": "unavailable", "reason": "The server did not answer within 2 s."}
@@ -408,3 +409,103 @@ def test_without_the_plugin_it_works_as_well(proxy):
     assert json.loads(respond(engine, "/ready").body) == READY
     assert check_health(engine).success_rate is None
     engine.dispose()
+
+
+# --- what the application has bound to its event loop ---
+
+
+async def ready_by_asgi(engine):
+    """Ask the ASGI application; return the status and the body."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/ready", "headers": [], "query_string": b""}
+    await HealthApp(engine)(scope, None, send)
+    return sent[0]["status"], json.loads(sent[1]["body"])
+
+
+async def connect_by_hand(url):
+    return await asyncpg.connect(
+        host=url.host, port=url.port, user=url.username, database=url.database
+    )
+
+
+def test_a_creator_is_called_in_the_event_loop_that_asks(postgres):
+    async def main():
+        loop, callers = asyncio.get_running_loop(), []
+
+        async def creator():
+            callers.append(asyncio.get_running_loop())
+            return await connect_by_hand(postgres.url)
+
+        engine = sa_railway.create_async_engine("postgresql+asyncpg://", async_creator=creator)
+        assert await ready_by_asgi(engine) == (200, READY)
+        assert (await check_health_async(engine)).status is Status.HEALTHY
+        assert set(callers) == {loop}
+        await engine.dispose()
+
+    asyncio.run(main())
+
+
+def test_a_lock_of_the_application_is_not_bound_to_another_loop(postgres):
+    """A credential that is fetched under an asyncio.Lock, for which the probe has to wait."""
+
+    async def main():
+        lock, is_held = asyncio.Lock(), asyncio.Event()
+
+        async def password():
+            async with lock:
+                return "secret"
+
+        async def hold():
+            async with lock:
+                is_held.set()
+                while not lock._waiters:
+                    await asyncio.sleep(0.001)
+
+        engine = sa_railway.create_async_engine(
+            postgres.url_for("asyncpg"), connect_args={"password": password}, probe_cache=0.0
+        )
+        for _ in range(2):
+            is_held.clear()
+            holder = asyncio.create_task(hold())
+            await is_held.wait()
+            assert await ready_by_asgi(engine) == (200, READY)
+            await holder
+        async with engine.connect() as connection:
+            assert await connection.scalar(text("SELECT 1")) == 1
+        await engine.dispose()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("driver", ASYNC)
+def test_a_probe_whose_event_loop_has_ended_does_not_stop_later_ones(postgres, driver):
+    with ChaosProxy(postgres.url_for(driver)) as proxy:
+        engine = sa_railway.create_async_engine(proxy.url, probe_cache=0.0)
+
+        async def leave():
+            start_probe_in_loop(engine.sync_engine)
+            await asyncio.sleep(0.01)
+
+        with proxy.freeze():
+            asyncio.run(leave())
+
+        assert asyncio.run(ready_by_asgi(engine)) == (200, READY)
+        assert start_probe(engine.sync_engine).wait().failure is None
+
+
+@pytest.mark.parametrize("driver", ASYNC)
+def test_an_event_loop_that_was_blocked_does_not_make_a_server_unavailable(postgres, driver):
+    async def main():
+        engine = sa_railway.create_async_engine(postgres.url_for(driver), probe_timeout=1.0)
+        asked = asyncio.create_task(ready_by_asgi(engine))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        time.sleep(1.5)
+        assert await asked == (200, READY)
+        await engine.dispose()
+
+    asyncio.run(main())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
 import sqlalchemy
+from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config
 from marked import MARK
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -430,3 +432,43 @@ def test_a_worker_does_not_inherit_the_words_of_the_one_that_had_its_place(
     hooks.child_exit(make_server(), make_worker(age=7 + 65536))
 
     assert [level for level, _ in logged()] == ["ERROR"]
+
+
+# --- workers whose class lets a signal end the process ---
+
+
+@pytest.mark.parametrize("known", ["STARTED", None])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGQUIT"])
+def test_a_worker_that_the_signal_to_stop_has_ended_was_not_killed(
+    name: str, known: str | None, logged: Callable[[], list[tuple[str, str]]]
+):
+    server, worker = make_server(), make_worker(pid=77)
+    hooks._words[hooks._slot(worker)] = hooks._Word[known] if known else 0
+
+    def reap_workers(status: int) -> None:
+        hooks.child_exit(server, worker)
+
+    reap_workers(int(signal.Signals[name]))
+
+    text = f"was stopped by a {name} that its worker class lets end the process"
+    assert logged() == [("INFO", f"sa_railway: worker (pid:77) {text}")]
+
+
+def test_a_worker_that_a_sigkill_has_ended_was_killed(
+    logged: Callable[[], list[tuple[str, str]]],
+):
+    server, worker = make_server(), make_worker(pid=77)
+    hooks._words[hooks._slot(worker)] = hooks._Word.STARTED
+
+    def reap_workers(status: int) -> None:
+        hooks.child_exit(server, worker)
+
+    reap_workers(int(signal.SIGKILL))
+
+    ((level, text),) = logged()
+    assert level == "ERROR"
+    assert text.startswith("sa_railway: worker (pid:77) was killed without a word: by a SIGKILL")
+
+
+def test_the_arbiter_still_has_the_status_of_a_worker_in_a_variable_of_that_name():
+    assert "status" in Arbiter.reap_workers.__code__.co_varnames
