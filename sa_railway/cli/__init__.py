@@ -190,6 +190,11 @@ def _add_doctor(subparsers: Any) -> None:
         default=5.0,
         help="seconds for every single wait; default: %(default)g",
     )
+    parser.add_argument(
+        "--explain",
+        metavar="TEXT",
+        help="examine nothing; say what is known of a finding by its name, or of an error's text",
+    )
     _add_json(parser)
 
 
@@ -208,6 +213,10 @@ def _add_scale(parser: argparse.ArgumentParser) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    if options.explain is not None:
+        from sa_railway.observe.explanation import explain
+
+        return _OK if explain(options.explain, _width(), as_json=options.json) else _NOT_OK
     from sa_railway.observe.doctor import examine
 
     with shown_progress() as progress:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from sa_railway.config.url import on_railway
 from sa_railway.engine.waiting import is_impatient
 from sa_railway.engine.watchdog import limit
 from sa_railway.observe.findings import Finding
+from sa_railway.observe.redaction import redacted
 
 __all__ = ["Address", "Case", "NotRunError", "Seen", "SilentError"]
 
@@ -89,6 +90,8 @@ class Case:
         addresses: what the hosts of the URL resolve to.
         address: the first that can be connected to.
         has_pooler: whether a pooler is in between.
+        offers_tls: whether the server offers TLS.
+        settings: of the server, for the connections of this case alone.
     """
 
     given: str | URL | None = field(default=None, repr=False)  # it holds a password, as url does
@@ -104,6 +107,8 @@ class Case:
     addresses: list[Address] = field(default_factory=list)
     address: Address | None = None
     has_pooler: bool = False
+    offers_tls: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
     _runner: asyncio.Runner | None = None
     _engine: Engine | None = None
 
@@ -131,6 +136,7 @@ class Case:
                 transaction_pooler=True,
                 connect_timeout=max(1.0, min(self.profile.connect_timeout, self.timeout)),
                 pool_timeout=self.timeout,
+                connect_args=self._connect_args(),
             )
             if self.url.get_dialect().is_async:
                 from sqlalchemy.ext.asyncio import create_async_engine
@@ -139,6 +145,25 @@ class Case:
             else:
                 self._engine = sqlalchemy.create_engine(self.url, **options)
         return self._engine
+
+    def _connect_args(self) -> dict[str, Any]:
+        if self.url.get_driver_name() in ("mysqldb", "pymysql"):
+            return {"read_timeout": max(1, round(self.timeout))}  # they have none by default
+        if not self.settings:
+            return {}
+        if self.url.get_driver_name() == "asyncpg":
+            return {"server_settings": dict(self.settings)}
+        return {"options": " ".join(f"-c {name}={value}" for name, value in self.settings.items())}
+
+    @contextmanager
+    def variant(self, **changes: Any) -> Iterator[Case]:
+        """Yield the same case with other fields: whether a change would help can be tried."""
+        other = replace(self, **changes, _engine=None, _runner=None)
+        try:
+            yield other
+        finally:
+            if other._engine is not None:
+                other._engine.dispose()
 
     def run(self, check: Callable[[Case], Answer]) -> Answer:
         """Return ``check(self)``, which may use an engine of asyncio, too."""
@@ -183,9 +208,8 @@ class Case:
             is_impatient.reset(token)
 
     def redact(self, message: str) -> str:
-        """Return *message* without the password, should a driver have put it there."""
-        password = self.url.password
-        return message.replace(password, "***") if password else message
+        """Return *message* without credentials, should a driver have put them there."""
+        return redacted(message, self.url)
 
     def close(self) -> None:
         """Close all connections. May be called twice."""

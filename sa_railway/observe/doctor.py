@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from sqlalchemy import URL
 
@@ -87,9 +88,9 @@ def _make_checks(case: Case, progress: Callable[[str], object]) -> list[Result]:
 
 
 def _why_not(check: Check, case: Case) -> str:
-    if check.for_postgres and not case.is_postgres:
-        return f"not for {case.url.get_backend_name()}"
-    return ""
+    backend = case.url.get_backend_name()
+    is_for_it = check.backends is None or backend in check.backends
+    return "" if is_for_it else f"not for {backend}"
 
 
 def _make(check: Check, case: Case) -> tuple[Result, str]:
@@ -102,7 +103,7 @@ def _make(check: Check, case: Case) -> tuple[Result, str]:
     except Exception as error:  # noqa: BLE001 - drivers raise OSError, TimeoutError and their own
         if not (check.is_vital or is_lost(error)):
             return Result(check.title, Outcome.NOT_RUN, case.redact(first_line(error))), ""
-        detail, findings = "", [explain(case, error)]
+        detail, findings = "", [case.run(partial(explain, error=error))]
         is_last = True
     else:
         is_last = check.is_vital and any(f.severity is Severity.ERROR for f in findings)

@@ -34,7 +34,7 @@ class Finding:
     """Something that was found.
 
     Attributes:
-        code: a stable name, the anchor of its section in ``docs/doctor.md``.
+        code: a stable name, which ``--explain`` takes.
         severity: how bad it is.
         what: what is the matter, in one line.
         why: where it comes from and what follows from it.
@@ -111,7 +111,7 @@ class Diagnosis:
     @property
     def findings(self) -> tuple[Finding, ...]:
         """All findings, the worst first; among equals, the cause comes before its consequences."""
-        found = [finding for result in self.results for finding in result.findings]
+        found = dict.fromkeys(finding for result in self.results for finding in result.findings)
         return tuple(sorted(found, key=lambda finding: list(Severity).index(finding.severity)))
 
     @property

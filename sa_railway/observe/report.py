@@ -6,12 +6,12 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from sa_railway.observe.findings import Diagnosis, Finding, Outcome, Result, Severity
+from sa_railway.observe.findings import Diagnosis, Finding, Kind, Outcome, Result, Severity
 
-__all__ = ["SHOWN_TEXTS", "render", "render_pairs", "rows", "summary"]
+__all__ = ["SHOWN_TEXTS", "more", "render", "render_kinds", "render_pairs", "rows", "summary"]
 
 SHOWN_TEXTS = 3
-"""How many of the texts that a finding stands for are shown; all are in the documentation."""
+"""How many of the texts that a finding stands for are shown; ``--explain`` shows them all."""
 
 _STATUS = 9  # the width of "not run" and of the severities, with a gap
 
@@ -62,7 +62,24 @@ def _describe(number: int, finding: Finding, width: int) -> Iterator[str]:
     yield from _hang("   fix   ", finding.fix, width)
     for text in finding.literal[:SHOWN_TEXTS]:
         yield from _hang("   text  ", text, width)
-    yield f"   more  docs/doctor.md#{finding.code}"
+    yield f"   more  {more(finding)}"
+
+
+def more(finding: Finding) -> str:
+    """Return the command that says all about findings of this kind."""
+    return f"sa-railway doctor --explain {finding.code}"
+
+
+def render_kinds(kinds: Iterable[Kind], width: int = 80) -> str:
+    """Return all there is to say about *kinds* as text, with ``<name>`` for what each case has."""
+    parts = []
+    for kind in kinds:
+        lines = _hang(f"{kind.code} ({kind.severity}): ", kind.what, width, indent=3)
+        lines += _hang("   why   ", kind.why, width) + _hang("   fix   ", kind.fix, width)
+        for text in kind.literal:
+            lines += _hang("   text  ", text, width)
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def _hang(head: str, text: str, width: int, *, indent: int | None = None) -> list[str]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sa_railway.observe.findings import Diagnosis, Finding, Outcome
-from sa_railway.observe.report import SHOWN_TEXTS, rows, summary
+from sa_railway.observe.report import SHOWN_TEXTS, more, rows, summary
 
 __all__ = ["show"]
 
@@ -47,7 +47,7 @@ def _panel(number: int, finding: Finding) -> Panel:
         Group(Text(finding.what, style), parts),
         title=f"{number}. {finding.severity}",
         title_align="left",
-        subtitle=f"docs/doctor.md#{finding.code}",
+        subtitle=more(finding),
         subtitle_align="right",
         border_style=style,
     )

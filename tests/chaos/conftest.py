@@ -1,19 +1,24 @@
-"""What the chaos tests share: what became of lost COMMITs, and a server that speaks TLS.
+"""What the chaos tests share: what became of lost COMMITs, a server that speaks TLS, a PgBouncer.
 
-That one speaks it also where PostgreSQL was built without.
+The second speaks it also where PostgreSQL was built without.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import select
+import shutil
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg2
 import pytest
+from fix_doctor import running_pgbouncer
+from marked import MARK, MarkedPostgres
 from sqlalchemy import URL
 
 from sa_railway import events
@@ -97,15 +102,28 @@ def pass_on(encrypted: ssl.SSLSocket, server: socket.socket) -> None:
 
 
 @pytest.fixture
-def encrypting_url(postgres: TemporaryPostgres, tmp_path: Path) -> Iterator[URL]:
-    """The URL of the shared server behind TLS; the host speaks nothing else."""
-    certificate = tmp_path / "server.pem"
-    certificate.write_text(KEY + CERTIFICATE)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    front = TlsFront(context, ("127.0.0.1", postgres.port))
-    yield postgres.url.set(port=front.port).update_query_dict({"sslmode": "require"})
-    front.close()
+def encrypted(postgres: TemporaryPostgres, tmp_path: Path) -> Iterator[Callable[[str], URL]]:
+    """Puts the shared server behind TLS with the key and certificate that are given; gives its URL.
+
+    The host speaks nothing else.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def start(pem: str) -> URL:
+            (tmp_path / "server.pem").write_text(pem)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tmp_path / "server.pem")
+            front = TlsFront(context, ("127.0.0.1", postgres.port))
+            stack.callback(front.close)
+            return postgres.url.set(port=front.port).update_query_dict({"sslmode": "require"})
+
+        yield start
+
+
+@pytest.fixture
+def encrypting_url(encrypted: Callable[[str], URL]) -> URL:
+    """The URL of the shared server behind TLS."""
+    return encrypted(KEY + CERTIFICATE)
 
 
 @pytest.fixture
@@ -120,3 +138,36 @@ def outcomes() -> Iterator[list[Outcome]]:
     unsubscribe = events.subscribe(note)
     yield found
     unsubscribe()
+
+
+@pytest.fixture(scope="module")
+def server(postgres_binaries: Path) -> Iterator[MarkedPostgres]:
+    """A server for the tests of one file, which asks for the password."""
+    with MarkedPostgres(password=MARK) as server:
+        yield server
+
+
+@pytest.fixture
+def execute(server: MarkedPostgres) -> Iterator[Callable[[str], None]]:
+    """Runs statements on ``server`` as the superuser, each in a transaction of its own."""
+    with contextlib.closing(
+        psycopg2.connect(
+            server.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        )
+    ) as connection:
+        connection.autocommit = True
+        yield connection.cursor().execute
+
+
+@pytest.fixture
+def pgbouncer(postgres: TemporaryPostgres) -> Iterator[Callable[..., URL]]:
+    """Starts a PgBouncer before the shared server; gives the URL that leads through it."""
+    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        if os.environ.get("CI"):
+            raise FileNotFoundError("pgbouncer is not installed: apt-get install pgbouncer")
+        pytest.skip("pgbouncer is not installed")
+    with contextlib.ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(
+            running_pgbouncer(program, postgres.url.set(password=MARK), settings)
+        )

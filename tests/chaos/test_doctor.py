@@ -1,40 +1,35 @@
 """Set-ups that are broken for real: the first finding names the cause, and its fix works."""
 
-import asyncio
 import contextlib
-import json
 import os
-import pwd
 import re
-import shutil
 import socket
 import subprocess
-import tempfile
-import threading
 import time
-import traceback
 from pathlib import Path
 
-import asyncpg
-import jsonschema
 import psycopg
-import psycopg2
 import pytest
 import sqlalchemy
-from marked import MARK, MarkedPostgres
+from fix_doctor import (
+    DRIVERS,
+    SECRET,
+    answering,
+    codes,
+    diagnose,
+    first,
+    result,
+    sql_of,
+    stands_for,
+)
+from marked import MarkedPostgres
 from sqlalchemy import event, text
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool, Pool
+from sqlalchemy.pool import Pool
 
-from sa_railway import normalize_url
 from sa_railway.observe.checks import CHECKS, sessions
-from sa_railway.observe.doctor import examine
 from sa_railway.observe.findings import Outcome, Severity
-from sa_railway.observe.report import render
 from sa_railway.testing import ChaosProxy
 
-SECRET = MARK
-SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "doctor.schema.json").read_text())
 # of a certificate authority that has signed nothing
 ANOTHER_ROOT = """\
 -----BEGIN CERTIFICATE-----
@@ -49,75 +44,6 @@ oE4Htx1M2sX8sIkZbf0si1SJaU02vgIhAOl7PLdF0UuYX3FVwliOU4hcQM6lSLW/
 QSjZc2LMJu6u
 -----END CERTIFICATE-----
 """
-DRIVERS = ["psycopg2", "psycopg", "asyncpg", "psycopg_async"]
-
-
-def diagnose(url=None, **options):
-    """Examine, and hold whatever comes out against the schema and against the password."""
-    diagnosis = examine(url, **options)
-    printed = json.dumps(diagnosis.as_dict())
-    jsonschema.validate(json.loads(printed), SCHEMA)
-    for shown in (repr(diagnosis), printed, render(diagnosis)):
-        assert SECRET not in shown
-    for finding in diagnosis.findings:
-        assert not re.search(r"<\w+>", finding.what + finding.why + finding.fix)
-    return diagnosis
-
-
-def codes(diagnosis):
-    return [finding.code for finding in diagnosis.findings]
-
-
-def first(diagnosis):
-    return diagnosis.findings[0]
-
-
-def result(diagnosis, check):
-    return next(result for result in diagnosis.results if result.check == check)
-
-
-def stands_for(finding, url, statement="SELECT 1"):
-    """Return whether *finding* holds what plain SQLAlchemy says to the same."""
-    url = normalize_url(url)
-    execute = execute_async if url.get_dialect().is_async else execute_sync
-    # SQLAlchemy 2.0 wraps no error of asyncpg's that arises at connect
-    expected = (sqlalchemy.exc.DBAPIError, asyncpg.PostgresError, OSError)
-    with pytest.raises(expected) as caught:
-        execute(url, statement)
-    error = getattr(caught.value, "orig", caught.value)
-    said = "".join(traceback.format_exception_only(error))
-    return any(literal in said for literal in finding.literal)
-
-
-def execute_sync(url, statement):
-    with sqlalchemy.create_engine(url, poolclass=NullPool).connect() as connection:
-        connection.execute(text(statement))
-
-
-def execute_async(url, statement):
-    async def execute():
-        async with create_async_engine(url, poolclass=NullPool).connect() as connection:
-            await connection.execute(text(statement))
-
-    asyncio.run(execute())
-
-
-@pytest.fixture(scope="module")
-def server(postgres_binaries):
-    with MarkedPostgres(password=SECRET) as server:
-        yield server
-
-
-@pytest.fixture
-def execute(server):
-    """Runs statements as the superuser, each in a transaction of its own."""
-    with contextlib.closing(
-        psycopg2.connect(
-            server.url.set(drivername="postgresql").render_as_string(hide_password=False)
-        )
-    ) as connection:
-        connection.autocommit = True
-        yield connection.cursor().execute
 
 
 @pytest.fixture
@@ -276,6 +202,35 @@ def test_a_setting_that_cannot_be_used(server, monkeypatch):
     assert codes(diagnose(server.url)) == []
 
 
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_parameters_that_only_sqlalchemy_knows(server, use, driver):
+    url = server.url_for(driver)
+    use(url.update_query_dict({"plugin": "railway", "railway_profile": "worker"}))
+    diagnosis = diagnose()
+
+    assert codes(diagnosis) == ["url-plugin"]
+    assert first(diagnosis).severity is Severity.WARNING
+    assert first(diagnosis).what == (
+        "DATABASE_URL has parameters that only SQLAlchemy knows: plugin, railway_profile"
+    )
+    assert result(diagnosis, "authentication").outcome is Outcome.GOOD
+    use(url)
+    assert codes(diagnose()) == []
+
+
+def test_what_psql_says_to_the_parameters_of_sqlalchemy(server, postgres_binaries):
+    url = server.url.set(drivername="postgresql").update_query_dict({"plugin": "railway"})
+    done = subprocess.run(
+        [postgres_binaries / "psql", url.render_as_string(hide_password=False)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    finding = first(diagnose(url))
+    assert any(text in done.stderr for text in finding.literal)
+
+
 def test_sqlite_in_memory():
     diagnosis = diagnose("sqlite://")
 
@@ -298,10 +253,8 @@ def test_an_sqlite_file_in_a_folder_that_is_not_there(tmp_path):
 def test_another_database_that_is_not_there():
     diagnosis = diagnose("mysql+pymysql://127.0.0.1:1/shop")
 
-    assert codes(diagnosis) == ["connect-failed"]
-    assert first(diagnosis).fix == (
-        "Check host, port, user, password and database in the URL, and that the server runs."
-    )
+    assert codes(diagnosis) == ["refused"]
+    assert first(diagnosis).fix.startswith("Check the port: MySQL has 3306 in the private network")
 
 
 def test_sqlite(tmp_path, monkeypatch):
@@ -438,36 +391,76 @@ def test_a_server_that_goes_away_while_it_is_examined(server, driver):
     assert result(diagnosis, "pooler").detail == "round trip failed"
 
 
-@contextlib.contextmanager
-def answering(*, with_bytes):
-    """A server that answers each client *with_bytes*, and closes; yields its port."""
+def test_something_that_closes_at_once(server):
+    with answering(with_bytes=b"") as port:
+        diagnosis = diagnose(server.url.set(port=port))
 
-    def serve():
-        with contextlib.suppress(OSError):
-            while True:
-                with listener.accept()[0] as client:
-                    client.recv(8)
-                    client.sendall(with_bytes)
+        assert codes(diagnosis) == ["closed-at-start"]
+        for driver in DRIVERS:
+            assert stands_for(first(diagnosis), server.url_for(driver).set(port=port))
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
+
+MYSQL_GREETING = b"N\0\0\0\n8.0.36\0" + bytes(70)  # N is PostgreSQL's "no TLS" as well
 
 
 @pytest.mark.parametrize(
-    ("answer", "code"),
-    [(b"", "closed-at-start"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "not-postgres")],
+    ("answer", "behind", "name"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", None, "an HTTP server"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"\r\n\r\n", "an HTTP server"),
+        (b"-ERR wrong number of arguments for 'get' command\r\n", b"GET", "Redis"),
+        (b"-NOAUTH Authentication required.\r\n", b"\r\n", "Redis"),
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", b"", "an SSH server"),
+        (MYSQL_GREETING, b"", "MySQL or MariaDB"),
+        (b"E" + MYSQL_GREETING[1:], b"", "MySQL or MariaDB"),
+        (b"S" + MYSQL_GREETING[1:], b"", "MySQL or MariaDB"),
+        (b"220 mail.example.com ESMTP\r\n", b"", "a mail or FTP server"),
+        (b"\x15\x03\x01\0\x02\x02\x50", None, "a server that speaks TLS from the start, as HTTPS"),
+        (b"HELO", None, "something that answers 'HELO'"),
+    ],
 )
-def test_something_else_at_the_port(server, answer, code):
-    with answering(with_bytes=answer) as port:
-        diagnosis = diagnose(server.url.set(port=port))
+def test_another_service_at_the_port(server, answer, behind, name):
+    with answering(with_bytes=answer, behind=behind) as port:
+        diagnosis = diagnose(server.url.set(port=port), timeout=0.3)
 
-        assert codes(diagnosis) == [code]
+    assert codes(diagnosis) == ["not-postgres"]
+    assert first(diagnosis).what == f"What listens at 127.0.0.1:{port} is {name}, not PostgreSQL"
+    assert result(diagnosis, "authentication").detail == "TLS failed"
+
+
+def test_what_drivers_say_to_another_service(server):
+    with answering(with_bytes=b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
+        finding = first(diagnose(server.url.set(port=port)))
         for driver in DRIVERS:
-            assert stands_for(first(diagnosis), server.url_for(driver).set(port=port))
+            assert stands_for(finding, server.url_for(driver).set(port=port))
+
+
+def test_a_url_of_mysql_that_leads_to_postgresql(server):
+    url = server.url.set(drivername="mysql+pymysql")
+    diagnosis = diagnose(url, timeout=0.3)
+
+    assert codes(diagnosis) == ["not-mysql"]
+    assert first(diagnosis).what == (
+        f"What listens at 127.0.0.1:{server.port} is PostgreSQL, and the URL names mysql"
+    )
+    assert first(diagnosis).fix.startswith("If the database is PostgreSQL, begin the URL with ")
+    assert codes(diagnose(url.set(drivername="postgresql"))) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "behind", "code"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", b"", "not-mysql"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"\r\n\r\n", "not-mysql"),
+        (b"", b"", "closed-at-start"),
+        (MYSQL_GREETING, b"", "lost"),  # it says no more than that
+    ],
+)
+def test_a_url_of_mysql_that_leads_elsewhere(answer, behind, code):
+    with answering(with_bytes=answer, behind=behind) as port:
+        url = f"mysql+pymysql://shop:{SECRET}@127.0.0.1:{port}/shop"
+
+        assert codes(diagnose(url, timeout=0.3)) == [code]
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -484,13 +477,13 @@ def test_tls_that_the_server_does_not_have(server, driver):
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_a_certificate_that_nobody_knows(encrypting_url, tmp_path, driver):
+def test_a_certificate_of_an_unknown_root(encrypting_url, tmp_path, driver):
     (tmp_path / "root.crt").write_text(ANOTHER_ROOT)
     mode = {"sslmode": "verify-full", "sslrootcert": str(tmp_path / "root.crt")}
     url = encrypting_url.set(drivername=f"postgresql+{driver}")
     diagnosis = diagnose(url.update_query_dict(mode))
 
-    assert codes(diagnosis) == ["certificate"]
+    assert codes(diagnosis) == ["certificate-root"]
     assert stands_for(first(diagnosis), url.update_query_dict(mode))
     assert result(diagnosis, "TLS").detail.startswith("TLSv1.")
     assert codes(diagnose(url)) == []
@@ -528,8 +521,11 @@ def test_a_role_that_may_not_log_in(server, execute):
     execute(f"CREATE ROLE nologin PASSWORD '{SECRET}'")
     url = server.url.set(username="nologin")
 
-    assert codes(diagnose(url)) == ["not-admitted"]
-    execute("ALTER ROLE nologin LOGIN")
+    diagnosis = diagnose(url)
+
+    assert codes(diagnosis) == ["role-nologin"]
+    assert first(diagnosis).what == "The role nologin may not log in"
+    execute(sql_of(first(diagnosis)))
     assert result(diagnose(url), "authentication").outcome is Outcome.GOOD
 
 
@@ -579,69 +575,6 @@ def test_a_server_that_is_starting(server):
 
 
 # PgBouncer
-
-
-@pytest.fixture
-def pgbouncer(postgres, tmp_path):
-    """Starts a PgBouncer before the shared server; gives the URL that leads through it."""
-    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
-    if program is None:
-        if os.environ.get("CI"):
-            raise FileNotFoundError("pgbouncer is not installed: apt-get install pgbouncer")
-        pytest.skip("pgbouncer is not installed")
-    with contextlib.ExitStack() as stack:
-        yield lambda **settings: stack.enter_context(
-            running_pgbouncer(program, postgres.url.set(password=SECRET), settings)
-        )
-
-
-@contextlib.contextmanager
-def running_pgbouncer(program, url, settings):
-    account = {}
-    if os.geteuid() == 0:  # it refuses to be root, whose folders it may not read then
-        nobody = pwd.getpwnam("nobody")
-        account = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory(dir="/tmp" if account else None) as folder:
-        config = configure_pgbouncer(Path(folder), url, {"listen_port": port, **settings})
-        if account:
-            os.chown(folder, account["user"], account["group"])
-        with subprocess.Popen([program, config], stderr=subprocess.DEVNULL, **account) as process:
-            try:
-                wait_until_listening(port)
-                yield url.set(port=port)
-            finally:
-                process.kill()
-
-
-def configure_pgbouncer(folder, url, settings):
-    (folder / "users.txt").write_text(f'"{url.username}" "{url.password}"\n')
-    lines = {
-        "listen_addr": "127.0.0.1",
-        "unix_socket_dir": "",
-        "auth_type": "plain",
-        "auth_file": folder / "users.txt",
-        "ignore_startup_parameters": "extra_float_digits",
-        **settings,
-    }
-    config = folder / "pgbouncer.ini"
-    config.write_text(
-        f"[databases]\n* = host={url.host} port={url.port}\n[pgbouncer]\n"
-        + "\n".join(f"{name} = {value}" for name, value in lines.items())
-    )
-    return config
-
-
-def wait_until_listening(port):
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
-            assert time.monotonic() < deadline
-        else:
-            return
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg", "psycopg_async"])

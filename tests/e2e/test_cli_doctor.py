@@ -72,7 +72,7 @@ def test_nothing_found(server):
     status, out, err = run("doctor", text(server.url))
 
     assert (status, err) == (0, "")
-    assert out.endswith("\n\nNothing was found; 14 of 15 checks are good, 1 not run.\n")
+    assert out.endswith("\n\nNothing was found; 15 of 16 checks are good, 1 not run.\n")
 
 
 def test_the_sample_of_the_guide(server):
@@ -117,7 +117,7 @@ def test_the_doctor_on_a_terminal(server):
     assert "╭─" in shown
     assert "examining: " in shown
     plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown)
-    assert "docs/doctor.md#tables-missing" in plain
+    assert "sa-railway doctor --explain tables-missing" in plain
     assert max(len(line) for line in plain.replace("\r", "\n").split("\n")) <= 80
 
 
@@ -129,6 +129,30 @@ def test_the_doctor_on_a_terminal_without_rich(server):
     report = shown.rpartition("\r\x1b[K")[2]
     assert report.startswith("good     environment     not on Railway; ")
     assert "\x1b" not in report
+
+
+@pytest.mark.parametrize("wanted", ["tables-missing", 'relation "orders" does not exist'])
+def test_an_explanation(wanted):
+    status, out, err = run("doctor", "--explain", wanted)
+
+    assert (status, err) == (0, "")
+    assert out.startswith("tables-missing (error): Not there: <missing>\n   why   The migrations ")
+    assert out.endswith("   text  asyncpg.exceptions.UndefinedTableError\n")
+
+
+def test_an_explanation_as_json():
+    status, out, err = run("doctor", "--explain", "tables-missing", "--json")
+
+    assert (status, err) == (0, "")
+    assert [finding["code"] for finding in json.loads(out)["findings"]] == ["tables-missing"]
+
+
+def test_what_cannot_be_explained():
+    assert run("doctor", "--explain", "no such thing") == (
+        1,
+        "",
+        "no finding has this name or stands for this text\n",
+    )
 
 
 def test_progress_does_not_get_into_a_pipe(server):

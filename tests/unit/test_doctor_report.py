@@ -1,6 +1,6 @@
 """What the doctor says, as far as it needs no server; and its page in the documentation.
 
-``python tests/unit/test_doctor_report.py`` writes the findings of the page anew.
+``python tests/unit/test_doctor_report.py`` writes the findings of the page again.
 """
 
 import errno
@@ -11,20 +11,24 @@ import socket
 import textwrap
 import threading
 from pathlib import Path
+from urllib.parse import quote
 
 import jsonschema
 import pytest
 from marked import MARK
 from rich.console import Console
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 
 from sa_railway import database_url, exc
+from sa_railway.commit import resolver
 from sa_railway.observe import sources
 from sa_railway.observe.case import Address, Case, NotRunError
 from sa_railway.observe.checks import CHECKS, KINDS, configuration, names, network, server
 from sa_railway.observe.doctor import examine
+from sa_railway.observe.explanation import find_kinds
 from sa_railway.observe.findings import Diagnosis, Kind, Outcome, Result, Severity
-from sa_railway.observe.report import render, render_pairs
+from sa_railway.observe.redaction import redacted
+from sa_railway.observe.report import more, render, render_kinds, render_pairs
 from sa_railway.observe.screen import show
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -220,7 +224,19 @@ def test_a_connection_without_tls(ip, mode, offered, codes):
 # The server
 
 
-def test_a_server_that_is_too_old(monkeypatch):
+@pytest.mark.parametrize(
+    ("version", "number", "code", "what"),
+    [
+        ("9.6.24", "90624", "old-server", "PostgreSQL 9.6.24 is older than 10"),
+        (
+            "12.22",
+            "120022",
+            "unsupported-server",
+            "PostgreSQL 12.22 gets no security fixes since November 2024",
+        ),
+    ],
+)
+def test_a_server_that_is_too_old(monkeypatch, version, number, code, what):
     class Old:
         def __enter__(self):
             return self
@@ -229,13 +245,110 @@ def test_a_server_that_is_too_old(monkeypatch):
             pass
 
         def scalar(self, query):
-            return {"SHOW server_version": "12.22", "SHOW server_version_num": "120022"}[str(query)]
+            return {"SHOW server_version": version, "SHOW server_version_num": number}[str(query)]
 
     monkeypatch.setattr(Case, "connection", lambda self: Old())
     detail, (finding,) = server.check_version(Case())
 
-    assert detail == "PostgreSQL 12.22"
-    assert (finding.code, finding.what) == ("old-server", "PostgreSQL 12.22 is older than 13")
+    assert detail == f"PostgreSQL {version}"
+    assert (finding.code, finding.what) == (code, what)
+
+
+def test_the_oldest_server_is_that_of_the_resolver():
+    assert resolver._FIRST_VERSION == (server._OLDEST,)
+
+
+# Credentials in messages
+
+
+@pytest.mark.parametrize("password", ["nobody", "x", "role", "exist", "does", "e", "5432", "FATAL"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        'FATAL: role "nobody" does not exist',
+        "connection to server at \"h\", port 5432 failed: it isn't there; the host isn't, either",
+        "Access denied for user 'nobody'@'h' (using password: YES)",
+        "fe_sendauth: no password supplied",
+    ],
+)
+def test_the_words_and_names_of_a_message_are_shown(password, message):
+    assert redacted(message, URL.create("postgresql", "nobody", password, "h")) == message
+
+
+@pytest.mark.parametrize(
+    "password", ["word", "x y", "it's", 'a"b', "p@ss:w/rd", "ä%", "back\\slash"]
+)
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("invalid URI: postgresql://joe:{url}@h/d", "invalid URI: postgresql://joe:***@h/d"),
+        (
+            "invalid dsn: host=h password='{dsn}' user=joe",
+            "invalid dsn: host=h password=*** user=joe",
+        ),
+        ("connect(user='joe', password={repr})", "connect(user='joe', password=***)"),
+        ("{{'user': 'joe', 'password': {repr}}}", "{{'user': 'joe', 'password': ***}}"),
+        ("PWD={quoted};UID=joe", "PWD=***;UID=joe"),
+        ('missing "=" after "{url}" in connection info string', None),
+        ("invalid literal for int() with base 10: '{url}@h'", None),
+    ],
+)
+def test_credentials_in_a_message_are_hidden_where_they_stand(password, message, shown):
+    forms = {
+        "url": quote(password, safe=""),
+        "dsn": password.replace("\\", "\\\\").replace("'", "\\'"),
+        "repr": repr(password),
+        "quoted": '"' + password.replace('"', '\\"') + '"',
+    }
+    said = redacted(message.format(**forms), URL.create("postgresql", "joe", password, "h"))
+
+    assert said == (shown or message).replace("{url}", "***").replace("{{", "{").replace("}}", "}")
+
+
+def test_a_password_that_cannot_be_a_word_is_hidden_everywhere():
+    url = URL.create("postgresql", "joe", MARK, "h", query={"sslpassword": f"key-{MARK}"})
+
+    assert redacted(f"{MARK} by key-{MARK} of joe", url) == "*** by *** of joe"
+
+
+def test_a_name_that_is_also_the_password_is_shown():
+    url = URL.create("postgresql", "joe2026joe", "joe2026joe", "h")
+
+    assert redacted("no such user: joe2026joe", url) == "no such user: joe2026joe"
+
+
+# What is known of a finding
+
+
+@pytest.mark.parametrize(
+    ("wanted", "codes"),
+    [
+        ("over-budget", ["over-budget"]),
+        ("the database system is starting up", ["starting"]),
+        ('FATAL:  role "joe" does not exist', ["role-missing"]),
+        ("IDLE-SESSION timeout", ["idle-session-timeout", "timeout-too-short"]),
+        ("no such thing", []),
+        ("a", []),
+    ],
+)
+def test_a_finding_is_known_by_its_name_or_an_error(wanted, codes):
+    assert sorted(kind.code for kind in find_kinds(wanted)) == codes
+
+
+def test_every_link_leads_to_an_explanation():
+    for kind in KINDS:
+        assert find_kinds(more(kind.found()).removeprefix("sa-railway doctor --explain ")) == [kind]
+
+
+def test_the_text_of_an_explanation():
+    assert render_kinds([kind for kind in KINDS if kind.code == "role-missing"], 60) == (
+        textwrap.dedent("""\
+            role-missing (error): There is no role <user>
+               why   The server has no user of this name.
+               fix   Correct the user in the URL, or create it: CREATE
+                     ROLE <role> LOGIN PASSWORD '...'.
+               text  role "<user>" does not exist""")
+    )
 
 
 # The report
@@ -276,18 +389,18 @@ def test_the_plain_report():
            text  1
            text  2
            text  3
-           more  docs/doctor.md#an-error
+           more  sa-railway doctor --explain an-error
 
         2. warning: A warning
            why   Why.
            fix   Fix.
-           more  docs/doctor.md#a-warning
+           more  sa-railway doctor --explain a-warning
 
         3. note: A note on 1
            why   Why.
            fix   Fix.
            text  text
-           more  docs/doctor.md#a-note
+           more  sa-railway doctor --explain a-note
 
         1 error, 1 warning, 1 note; 1 of 4 checks is good, 2 not
         run.""")
@@ -313,7 +426,7 @@ def test_the_report_on_a_terminal():
     assert "URL good [red]fine[/red]; see 3" in text
     assert "not run TCP, TLS: DNS failed" in text
     assert "─ 1. error ─" in text
-    assert "─ docs/doctor.md#an-error ─" in text
+    assert "─ sa-railway doctor --explain an-error ─" in text
     assert text.endswith("1 of 4 checks is good, 2 not run.")
 
 

@@ -65,7 +65,7 @@ REFERENCE = Kind(
     Severity.ERROR,
     "<variable> holds a reference that was not resolved",
     "Railway resolves ${{...}} in the variables of a service only, and only if the service and "
-    "the variable that it names exist. Nobody resolves ${...} there, which is a shell's.",
+    "the variable that it names exist. Nothing resolves ${...} there, which is a shell's.",
     "Correct the name of the service, and set it as a variable of this service, not in an .env "
     "file. " + _REFERENCE,
     ("holds a reference that was not resolved", _UNREADABLE_ERROR),
@@ -104,7 +104,7 @@ PORT = Kind(
     Severity.ERROR,
     "There is no such port: <message>",
     "A port is a number from 1 to 65535, in digits.",
-    "Correct it: PostgreSQL has 5432 in the private network, and the TCP proxy has one of its own, "
+    "Correct it: PostgreSQL has 5432 in the private network, and the TCP proxy has another, "
     "in RAILWAY_TCP_PROXY_PORT.",
     ("allowed: a number from 1 to 65535", 'invalid port number: "<port>"'),
 )
@@ -160,6 +160,17 @@ OLD_SCHEME = Kind(
     "database_url(), such as the env.py of Alembic, fails.",
     "Take the URL from sa_railway.database_url() everywhere.",
     ("sqlalchemy.exc.NoSuchModuleError: Can't load plugin: sqlalchemy.dialects:postgres",),
+)
+SQLALCHEMY_ONLY = Kind(
+    "url-plugin",
+    Severity.WARNING,
+    "<variable> has parameters that only SQLAlchemy knows: <parameters>",
+    "psql, pg_dump and every driver by itself refuse the whole URL for them, and so do most other "
+    "programs that read the variable.",
+    "Remove them from the URL, and let the application name the plugin: "
+    'sa_railway.create_engine(), or sqlalchemy.create_engine(url, plugins=["railway"]), with its '
+    "settings as arguments or as SA_RAILWAY_* variables.",
+    ('invalid URI query parameter: "plugin"', 'invalid connection option "plugin"'),
 )
 # told apart by the first of their texts, which is that of database_url()
 _FLAWS = (EMPTY, REFERENCE, SPACE, QUOTES, HALF_RENDERED, PORT, UNREADABLE)
@@ -220,6 +231,9 @@ def _judge(case: Case) -> Iterator[Finding]:
             yield replace(kind.found(variable=case.source), severity=Severity.WARNING)
     if text.startswith("postgres:"):
         yield OLD_SCHEME.found(variable=case.source)
+    foreign = [name for name in case.url.query if name == "plugin" or name.startswith("railway_")]
+    if foreign:
+        yield SQLALCHEMY_ONLY.found(variable=case.source, parameters=", ".join(foreign))
 
 
 def _on_volume(url: URL) -> bool:

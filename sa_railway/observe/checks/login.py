@@ -2,50 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
+
 from sqlalchemy import text
 
+from sa_railway.config.drivers import libpq_parameters
+from sa_railway.config.url import normalize_url
 from sa_railway.faults import FaultKind, classify, first_line
 from sa_railway.observe.case import Case, Seen, SilentError
+from sa_railway.observe.checks import admission
+from sa_railway.observe.checks.certificates import explain_certificate
+from sa_railway.observe.checks.quoting import database_of, quoted, user_of
+from sa_railway.observe.checks.timeouts import explain_timeout
 from sa_railway.observe.findings import Finding, Kind, Severity
 
 __all__ = ["check_login", "explain", "is_lost"]
 
-PASSWORD = Kind(
-    "wrong-password",
-    Severity.ERROR,
-    "The password for user <user> is wrong",
-    "The server has another one. The image of PostgreSQL takes POSTGRES_PASSWORD only when its "
-    "volume is empty, and a rotated password reaches a service with its next deploy.",
-    "Set the password of the database in the URL, best by reference: "
-    "DATABASE_URL=${{Postgres.DATABASE_URL}}, then deploy again. Or change that of the database: "
-    "ALTER ROLE <user> PASSWORD '...'.",
-    ('password authentication failed for user "<user>"',),
-)
-DATABASE = Kind(
-    "database-missing",
-    Severity.ERROR,
-    "There is no database <database>",
-    "The server is there and lets the user in, but has no database of this name. On Railway it is "
-    "railway, unless POSTGRES_DB says otherwise.",
-    'Correct the name at the end of the URL, or create it: CREATE DATABASE "<database>".',
-    ('database "<database>" does not exist',),
-)
-TOO_MANY = Kind(
-    "too-many-clients",
-    Severity.ERROR,
-    "The server has no connection left",
-    "All of max_connections are taken. Most often replicas x processes x (pool_size + "
-    "max_overflow), twice of it during a deploy, is more than the server has; or sessions that "
-    "nobody uses are still open.",
-    "Lower pool_size, max_overflow, processes or replicas, as sa-railway budget recommends; end "
-    "what is idle with pg_terminate_backend(); or put PgBouncer before the server.",
-    (
-        "sorry, too many clients already",
-        "remaining connection slots are reserved for",
-        'too many connections for role "<user>"',
-        'too many connections for database "<database>"',
-    ),
-)
 STARTING = Kind(
     "starting",
     Severity.ERROR,
@@ -73,40 +46,12 @@ PARAMETER = Kind(
         "unsupported startup parameter in options: statement_timeout",
     ),
 )
-CERTIFICATE = Kind(
-    "certificate",
-    Severity.ERROR,
-    "The certificate of the server cannot be verified: <message>",
-    "Railway's is signed by a root of its own, is made for localhost, and both change when it is "
-    "renewed. sslmode=verify-ca and verify-full cannot work with that.",
-    "Use sslmode=require, which encrypts without verifying, or give the root with sslrootcert.",
-    (
-        "SSL error: certificate verify failed",
-        'root certificate file "<path>" does not exist',
-        'server certificate for "localhost" does not match host name "<host>"',
-        "ssl.SSLCertVerificationError: [SSL: CERTIFICATE_VERIFY_FAILED]",
-    ),
-)
-NOT_ADMITTED = Kind(
-    "not-admitted",
-    Severity.ERROR,
-    "The server does not admit user <user> to database <database>: <message>",
-    "There is no such role, it may not log in, or pg_hba.conf has no line for it.",
-    "Correct the user in the URL; or create it with CREATE ROLE ... LOGIN, or add a line to "
-    "pg_hba.conf.",
-    (
-        'role "<user>" does not exist',
-        "no pg_hba.conf entry for host",
-        'password authentication failed for user "<user>"',
-        "fe_sendauth: no password supplied",
-    ),
-)
 STATEMENT_MODE = Kind(
     "statement-pooling",
     Severity.ERROR,
     "A pooler in statement mode is in between, which allows no transactions",
-    "It gives every single statement to another backend (pool_mode = statement). SQLAlchemy, and "
-    "whoever wants to roll back, needs transactions.",
+    "It gives every single statement to another backend (pool_mode = statement). SQLAlchemy "
+    "needs transactions, and so does every rollback.",
     "Set pool_mode = transaction in the pooler, or connect past it.",
     ("transaction blocks not allowed in statement pooling mode",),
 )
@@ -132,7 +77,7 @@ SILENT = Kind(
     "silent",
     Severity.ERROR,
     "The server answers no more: nothing has come within <seconds> s",
-    "It is frozen or overloaded; or a pooler is in between, which accepts everybody and has no "
+    "It is frozen or overloaded; or a pooler is in between, which accepts every client and has no "
     "connection to the server to give.",
     "Look at CPU, memory and disk of the database service, and for a pooler at its pool size and "
     "its log.",
@@ -142,7 +87,7 @@ LOST = Kind(
     "lost",
     Severity.ERROR,
     "The connection was lost while it was examined: <message>",
-    "The server was restarted or has crashed, somebody ended the session, or a proxy in between "
+    "The server was restarted or has crashed, an operator ended the session, or a proxy in between "
     "closed it. psycopg2 says no more, either, if a pooler in statement mode is in between.",
     "Look at the deployments and the log of the database service. Applications that use this "
     "package get a new connection; run the doctor again.",
@@ -156,22 +101,34 @@ LOST = Kind(
         "operation",
     ),
 )
+POOLER_WAITS = Kind(
+    "pooler-waits",
+    Severity.ERROR,
+    "The pooler gets no connection to the server: <message>",
+    "The pooler is there; the server behind it is not, or refuses it.",
+    "Compare host, port, user and password of the server in the pooler's settings, for PgBouncer "
+    "in its section [databases], and look at the log of both.",
+    (
+        "server login has been failing, try again later (server_login_retry)",
+        "client_login_timeout (server down)",
+        "query_wait_timeout",
+    ),
+)
 
-_BY_SQLSTATE = {
-    "28P01": PASSWORD,
-    "3D000": DATABASE,
-    "53300": TOO_MANY,
-    "57P03": STARTING,
-    "28000": NOT_ADMITTED,
-}
-_BY_TEXT = (
-    ("startup parameter", PARAMETER),
-    ("certificate", CERTIFICATE),
+_BY_SQLSTATE = {"57P03": STARTING}
+_WORDS = (
+    ("startup parameter|unrecognized configuration parameter", PARAMETER),
     ("statement pooling mode", STATEMENT_MODE),
+    ("server login|client_login_timeout|query_wait_timeout|cannot connect to server", POOLER_WAITS),
     ("unable to open database file", SQLITE_FILE),
 )
 _ADVICE = "Check host, port, user, password and database in the URL, and that the server runs."
 _AWAY = {FaultKind.DISCONNECT, FaultKind.CONNECT_TRANSIENT, FaultKind.CONNECT_PERMANENT}
+# the severity stands before what the server says, behind what libpq, psycopg or SQLAlchemy say
+_SPOKEN = re.compile(r"(?:FATAL|ERROR|PANIC):\s+(.+)|<class '[\w.]+'>: (.+)")
+_NAMED = re.compile(r'\b(role|user|database) "([^"]+)"')
+_SILENCE = re.compile("timeout expired|timed out")
+_PLAIN = re.compile("no encryption|SSL off")
 
 
 def check_login(case: Case) -> Seen:
@@ -185,21 +142,94 @@ def check_login(case: Case) -> Seen:
 
 def explain(case: Case, error: Exception) -> Finding:
     """Say what *error* means, which ended a check."""
-    fault, message = classify(error), case.redact(first_line(error))
-    if isinstance(error, SilentError | TimeoutError) or "timeout expired" in message:
+    message, fault = case.redact(_said(error)), classify(error)
+    if isinstance(error, SilentError | TimeoutError) or _SILENCE.search(message):
         return SILENT.found(seconds=f"{case.timeout:g}")
-    kind = _BY_SQLSTATE.get(fault.sqlstate or "")
-    if kind is None:
-        other = LOST if fault.kind is FaultKind.DISCONNECT else LOGIN
-        kind = next((kind for part, kind in _BY_TEXT if part in message), other)
+    is_lost = fault.kind is FaultKind.DISCONNECT
+    kind = _kind(case, message, fault.sqlstate)
+    if kind is None and case.is_postgres:
+        if "certificate" in message or _lacks_file(case, error):
+            return explain_certificate(case, message)
+        if finding := explain_timeout(case, message, is_lost=is_lost):
+            return finding
+    return _fill(case, kind or (LOST if is_lost else LOGIN), message, fault.advice)
+
+
+def _lacks_file(case: Case, error: Exception) -> bool:
+    """Return whether it is the root certificate that is not there; asyncpg does not name it."""
+    cause = getattr(error, "orig", None) or error
+    is_missing = any(isinstance(e, FileNotFoundError) for e in (cause, cause.__cause__))
+    return is_missing and _mode(case).startswith("verify")
+
+
+def _kind(case: Case, message: str, sqlstate: str | None) -> Kind | None:
+    """Return what is known by its words, or by its SQLSTATE."""
+    if (kind := next((k for words, k in _WORDS if re.search(words, message)), None)) is not None:
+        return kind
+    if not case.is_postgres:
+        return None
+    kind = admission.named(message, sqlstate) or _BY_SQLSTATE.get(sqlstate or "")
+    return _by_encryption(case, message) if kind is admission.NO_ENTRY else kind
+
+
+def _by_encryption(case: Case, message: str) -> Kind:
+    """Return whether it is the missing TLS, or the TLS, that pg_hba.conf does not admit.
+
+    Another line may be missing as well; so the opposite is tried.
+    """
+    opposites = {"require": admission.TLS_DEMANDED, "disable": admission.TLS_REFUSED}
+    mode = "require" if _PLAIN.search(message) else "disable"
+    is_possible = case.offers_tls and _mode(case) != "prefer"  # which has tried both by itself
+    if is_possible and not _is_without_entry(case, mode):
+        return opposites[mode]
+    return admission.NO_ENTRY
+
+
+def _is_without_entry(case: Case, mode: str) -> bool:
+    url = case.url.difference_update_query(["ssl"]).update_query_dict({"sslmode": mode})
+    try:
+        with case.variant(url=normalize_url(url)) as other, other.connection():
+            return False
+    except Exception as error:  # noqa: BLE001 - whatever comes after pg_hba.conf
+        return admission.named(_said(error), None) is admission.NO_ENTRY
+
+
+def _fill(case: Case, kind: Kind, message: str, advice: str) -> Finding:
+    # behind a pooler, the server's user and database may have other names than the URL has
+    named = dict(_NAMED.findall(message))
+    user = named.get("role") or named.get("user") or user_of(case)
+    database = named.get("database") or database_of(case)
     return kind.found(
-        user=case.url.username,
-        database=case.url.database,
+        user=user,
+        role=quoted(user),
+        database=database,
+        db=quoted(database),
+        mode=_mode(case),
+        client=_client(message),
         message=message,
-        advice=fault.advice if case.is_postgres else _ADVICE,
+        advice=advice if case.is_postgres else _ADVICE,
     )
+
+
+def _mode(case: Case) -> str:
+    return libpq_parameters(case.url).get("sslmode") or os.environ.get("PGSSLMODE") or "prefer"
+
+
+def _client(message: str) -> str:
+    """Return the address that the server saw, as in pg_hba.conf."""
+    seen = re.search(r'for host "([^"]+)"', message)
+    ip = seen[1] if seen else "0.0.0.0"  # noqa: S104 - nothing listens there
+    return f"{ip}/{128 if ':' in ip else 32}"
+
+
+def _said(error: Exception) -> str:
+    """Return what the server said, or else the first line of what the driver says."""
+    spoken = _SPOKEN.search(str(getattr(error, "orig", None) or error))
+    return (spoken[1] or spoken[2]).strip() if spoken else first_line(error)
 
 
 def is_lost(error: Exception) -> bool:
     """Return whether no further check can be made after *error*."""
-    return isinstance(error, SilentError) or classify(error).kind in _AWAY
+    if isinstance(error, SilentError) or "statement timeout" in _said(error):
+        return True
+    return classify(error).kind in _AWAY

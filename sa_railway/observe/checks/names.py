@@ -13,7 +13,14 @@ from sa_railway.config.url import is_private_host
 from sa_railway.observe.case import Address, Case, NotRunError, Seen
 from sa_railway.observe.findings import Finding, Kind, Severity
 
-__all__ = ["check_dns"]
+__all__ = ["SERVERS", "check_dns"]
+
+SERVERS = {
+    "postgresql": ("PostgreSQL", 5432),
+    "mysql": ("MySQL", 3306),
+    "mariadb": ("MariaDB", 3306),
+}
+"""The databases whose network is examined, and their standard ports."""
 
 _NO_NAME_ERRORS = (
     'could not translate host name "<host>" to address: Name or service not known',
@@ -78,16 +85,17 @@ def check_dns(case: Case) -> Seen:
 def _targets(url: URL) -> Iterator[Address]:
     """Yield the hosts of *url*: its own, or those in its query."""
     hosts = url.query.get("host", ())
+    port = url.port or SERVERS[url.get_backend_name()][1]
     for entry in (hosts,) if isinstance(hosts, str) else hosts:
         if entry.startswith("/"):
-            path = f"{entry}/.s.PGSQL.{url.port or 5432}"
+            path = f"{entry}/.s.PGSQL.{port}"
             yield Address(entry, path=path)
         else:
             match = _HOST_AND_PORT.fullmatch(entry)
-            host, port = match.groups() if match else (entry, "")
-            yield Address(host, int(port or url.port or 5432))
+            host, own_port = match.groups() if match else (entry, "")
+            yield Address(host, int(own_port or port))
     if url.host and not hosts:
-        yield Address(url.host, url.port or 5432)
+        yield Address(url.host, port)
 
 
 def _resolve(target: Address, seconds: float) -> list[Address]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import socket
 import ssl
-import struct
 import time
 
 from sa_railway.config.drivers import libpq_parameters
 from sa_railway.observe.case import Address, Case, NotRunError, Seen
+from sa_railway.observe.checks.greetings import MYSQL, SSL_REQUEST, is_postgres, name_of
+from sa_railway.observe.checks.names import SERVERS
 from sa_railway.observe.findings import Finding, Kind, Severity
 
-__all__ = ["check_tcp", "check_tls"]
+__all__ = ["ask_for_tls", "check_tcp", "check_tls"]
 
 LOCALHOST = Kind(
     "localhost-on-railway",
@@ -35,9 +37,9 @@ REFUSED = Kind(
     "Nothing listens at <address>",
     "The machine is there and refuses the connection: the port is wrong, or the database is being "
     "restarted or has crashed.",
-    "Check the port: PostgreSQL has 5432 in the private network, and the TCP proxy has one of its "
-    "own, in RAILWAY_TCP_PROXY_PORT. If it is right, look at the deployments and the log of the "
-    "database service; sa-railway wait waits for it.",
+    "Check the port: <server> has <standard> in the private network, and the TCP proxy has "
+    "another, in RAILWAY_TCP_PROXY_PORT. If it is right, look at the deployments and the log of "
+    "the database service; sa-railway wait waits for it.",
     (
         "port <port> failed: Connection refused",
         "ConnectionRefusedError: [Errno 111] Connect call failed",
@@ -78,7 +80,7 @@ FROZEN = Kind(
     Severity.ERROR,
     "<address> accepts connections, but did not answer within <seconds> s",
     "The kernel or a proxy there accepts and acknowledges everything, while the server is frozen, "
-    "overloaded or gone. Without a deadline a client waits for ever: neither keepalives nor "
+    "overloaded or gone. Without a deadline a client waits without end: neither keepalives nor "
     "tcp_user_timeout end it, and pool_pre_ping waits, too.",
     "Restart the database service, or the proxy or pooler before it; look at its CPU, memory and "
     "disk first. The deadlines of this package (ping_timeout, connect_timeout) keep the "
@@ -106,15 +108,28 @@ CLOSED = Kind(
 NOT_POSTGRES = Kind(
     "not-postgres",
     Severity.ERROR,
-    "What listens at <address> is not PostgreSQL",
-    "Its first answer is none that PostgreSQL gives; an HTTP server or another database would "
-    "answer so.",
-    "Check host and port; a public domain of Railway speaks HTTP, a TCP proxy has another name "
-    "and port.",
+    "What listens at <address> is <other>, not PostgreSQL",
+    "Its first answer is none that PostgreSQL gives. Host or port are those of another service.",
+    "Check host and port: PostgreSQL has 5432 in the private network, and the TCP proxy has "
+    "another, in RAILWAY_TCP_PROXY_PORT; a public domain of Railway speaks HTTP. If the database "
+    "is another one, the URL begins with its name, such as mysql://.",
     (
         "received invalid response to SSL negotiation",
         "expected authentication request from server, but received",
         "rejected SSL upgrade",
+    ),
+)
+NOT_MYSQL = Kind(
+    "not-mysql",
+    Severity.ERROR,
+    "What listens at <address> is <other>, and the URL names <backend>",
+    "A client of MySQL waits for the server to speak first, which no other database does, so "
+    "without a deadline it waits for a minute, or without end.",
+    "If the database is PostgreSQL, begin the URL with postgresql:// in place of <scheme>://. "
+    "Otherwise check host and port: MySQL has 3306.",
+    (
+        "Lost connection to MySQL server at 'reading initial communication packet'",
+        "Lost connection to MySQL server during query",
     ),
 )
 NO_TLS = Kind(
@@ -139,7 +154,11 @@ PLAIN = Kind(
 _NO_ROUTE = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 )
-_SSL_REQUEST = struct.pack("!ii", 8, 80877103)  # PostgreSQL's documentation, Message Formats
+_ENOUGH = 256  # bytes of a first answer, to tell who gives it
+
+
+class _NoTlsError(Exception):
+    """What answers a handshake does not speak TLS."""
 
 
 def check_tcp(case: Case) -> Seen:
@@ -179,7 +198,8 @@ def _connect(address: Address, seconds: float) -> socket.socket:
 def _unconnected(case: Case, errors: dict[Address, OSError], seconds: float) -> Finding:
     """Judge by the error that says most: of several addresses, some may not be meant to answer."""
     address, error = min(errors.items(), key=lambda item: _rank(item[1]))
-    values = {"address": address, "port": address.port}
+    server, standard = SERVERS[case.url.get_backend_name()]
+    values = {"address": address, "port": address.port, "server": server, "standard": standard}
     if _rank(error) == 0:
         is_here = address.ip and ipaddress.ip_address(address.ip).is_loopback
         return (LOCALHOST if is_here and case.is_on_railway else REFUSED).found(**values)
@@ -198,31 +218,103 @@ def _rank(error: OSError) -> int:
 
 
 def check_tls(case: Case) -> Seen:
-    """Ask for TLS, which every PostgreSQL answers, and begin it unless the URL forbids it."""
+    """See who answers; ask PostgreSQL for TLS, and begin it unless the URL forbids it."""
     if case.address is None:
         raise NotRunError("there is no address to connect to")
-    address, mode = case.address, libpq_parameters(case.url).get("sslmode", "prefer")
-    values = {"address": address, "port": address.port}
+    try:
+        return (
+            _greet_postgres(case, case.address) if case.is_postgres else _greet(case, case.address)
+        )
+    except TimeoutError:
+        other = _ask_in_http(case.address, case.timeout)
+    if other:
+        return "", [_other(case, other)]
+    return "", [FROZEN.found(seconds=f"{case.timeout:g}", **_values(case))]
+
+
+def ask_for_tls(address: Address, seconds: float) -> socket.socket:
+    """Return a new connection that has been asked for TLS, and waits for at most *seconds*."""
+    connection = _connect(address, seconds)
+    try:
+        connection.sendall(SSL_REQUEST)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _greet_postgres(case: Case, address: Address) -> Seen:
+    """Ask for TLS, which every PostgreSQL answers."""
+    parameters = libpq_parameters(case.url)
+    mode = parameters.get("sslmode") or os.environ.get("PGSSLMODE") or "prefer"
     started = time.monotonic()
     try:
-        with _connect(address, case.timeout) as connection:
-            connection.sendall(_SSL_REQUEST)
-            answer = connection.recv(1)
-            if answer == b"S" and mode not in ("disable", "allow"):
+        with ask_for_tls(address, case.timeout) as connection:
+            answer = connection.recv(_ENOUGH)
+            case.offers_tls = answer == b"S"
+            if case.offers_tls and mode not in ("disable", "allow"):
                 return f"{_handshake(connection)}, in {_milliseconds(started)}", []
-    except TimeoutError:
-        return "", [FROZEN.found(seconds=f"{case.timeout:g}", **values)]
     except ConnectionError:
         answer = b""
+    except _NoTlsError:
+        return "", [_other(case, "something that sends no TLS")]
     if answer == b"":
-        return "", [CLOSED.found(**values)]
-    if answer not in (b"S", b"N", b"E"):  # E: it has no place left even for this question
-        return "", [NOT_POSTGRES.found(**values)]
-    return _without_tls(address, mode, offered=answer == b"S")
+        return "", [CLOSED.found(**_values(case))]
+    if not is_postgres(answer):
+        return "", [_other(case, name_of(answer))]
+    return _without_tls(address, mode, offered=case.offers_tls)
+
+
+def _greet(case: Case, address: Address) -> Seen:
+    """Wait for the greeting of MySQL, and if none comes, ask as a client of PostgreSQL does."""
+    with _connect(address, case.timeout) as connection:
+        try:
+            answer = connection.recv(_ENOUGH)
+        except TimeoutError:
+            connection.sendall(SSL_REQUEST)
+            answer = connection.recv(_ENOUGH)
+            if is_postgres(answer):
+                return "", [_other(case, "PostgreSQL")]
+        except ConnectionError:
+            answer = b""
+    if answer == b"":
+        return "", [CLOSED.found(**_values(case))]
+    if name_of(answer) != MYSQL:
+        return "", [_other(case, name_of(answer))]
+    return "a greeting of MySQL", []
+
+
+def _ask_in_http(address: Address, seconds: float) -> str:
+    """Return what listens there, if it answers a line of text; "" if it says nothing at all.
+
+    Redis, HTTP and others wait for the end of a line, which a request of PostgreSQL has not.
+    """
+    try:
+        with _connect(address, seconds) as connection:
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            answer = connection.recv(_ENOUGH)
+    except OSError:
+        return ""
+    return name_of(answer) if answer else ""
+
+
+def _other(case: Case, other: str) -> Finding:
+    kind = NOT_POSTGRES if case.is_postgres else NOT_MYSQL
+    backend = case.url.get_backend_name()
+    return kind.found(other=other, backend=backend, scheme=backend, **_values(case))
+
+
+def _values(case: Case) -> dict[str, object]:
+    address = case.address
+    return {"address": address, "port": address.port if address else ""}
 
 
 def _handshake(connection: socket.socket) -> str:
-    """Return the version of TLS that is agreed on. Whom it is with is for the driver to verify."""
+    """Return the version of TLS that is agreed on. Whom it is with is for the driver to verify.
+
+    Raises:
+        _NoTlsError: what came is no TLS at all.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -230,6 +322,8 @@ def _handshake(connection: socket.socket) -> str:
         with context.wrap_socket(connection) as encrypted:
             return encrypted.version() or "TLS"
     except ssl.SSLError as error:
+        if error.reason == "WRONG_VERSION_NUMBER":
+            raise _NoTlsError from error
         return f"TLS is offered, but not as this Python wants it: {error.reason}"
 
 

@@ -24,7 +24,7 @@ UNSTEADY = Kind(
     Severity.WARNING,
     "A connection that was returned to the pool was dead at the next checkout",
     "Only a moment had passed: something in between, or a timeout of a fraction of a second on the "
-    "server, closes idle connections. Whoever does not check at checkout sees an error.",
+    "server, closes idle connections. A pool that does not check at checkout hands them out.",
     "Look at the timeouts of the server, and of a proxy or pooler in between. Keep pre_ping on.",
     ("server closed the connection unexpectedly", "SSL connection has been closed unexpectedly"),
 )

@@ -1,0 +1,281 @@
+"""What is wrong within the database: the first finding names the cause, and its fix works."""
+
+import threading
+
+import psycopg
+import pytest
+import sqlalchemy
+from fix_doctor import DRIVERS, SECRET, codes, diagnose, first, result, sql_of, stands_for
+from sqlalchemy import text
+
+from sa_railway.cli import main
+from sa_railway.commit.marker_schema import create_sql
+from sa_railway.observe.findings import Outcome, Severity
+
+
+@pytest.fixture
+def role(execute):
+    """Creates a role that sees all sessions, and drops it with what it has been granted."""
+    execute(f"CREATE ROLE app LOGIN PASSWORD '{SECRET}' IN ROLE pg_read_all_stats")
+    yield "app"
+    execute("DROP OWNED BY app")
+    execute("DROP ROLE app")
+
+
+# Timeouts
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize(
+    ("setting", "ended"),
+    [
+        ("statement_timeout", "every statement"),
+        ("idle_session_timeout", "every idle connection"),
+        ("idle_in_transaction_session_timeout", "every session that pauses within a transaction"),
+    ],
+)
+@pytest.mark.parametrize(
+    "place", ["ROLE app", "DATABASE postgres", "ROLE app IN DATABASE postgres"]
+)
+def test_a_timeout_that_ends_everything(server, execute, role, driver, setting, ended, place):
+    execute(f"ALTER {place} SET {setting} = 1")
+    url = server.url_for(driver).set(username="app")
+    try:
+        diagnosis = diagnose(url)
+    finally:
+        execute(f"ALTER {place} RESET {setting}")
+
+    assert first(diagnosis).code == "timeout-too-short"
+    assert first(diagnosis).what == f"The server ends {ended}: {setting} is 0.001 s"
+    quoted = place.replace("app", '"app"').replace("postgres", '"postgres"')
+    assert first(diagnosis).fix == (
+        f"Take it back where it is set: ALTER {quoted} RESET {setting}."
+    )
+    assert codes(diagnose(url)) == []
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+def test_a_timeout_in_the_url_that_ends_everything(server, driver):
+    url = server.url_for(driver).update_query_dict({"options": "-c statement_timeout=1"})
+    finding = first(diagnose(url))
+
+    assert finding.code == "timeout-too-short"
+    assert finding.fix == (
+        "Take it back where it is set: remove statement_timeout from options in the URL, or from "
+        "connect_args."
+    )
+
+
+# Tables
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_table_that_the_role_may_not_read(server, execute, role, driver):
+    execute("CREATE TABLE IF NOT EXISTS invoices (n int)")
+    url = server.url_for(driver).set(username="app")
+    finding = first(diagnose(url, tables=["invoices"]))
+
+    assert finding.severity is Severity.ERROR
+    assert finding.what == "The role app may not SELECT, INSERT, UPDATE, DELETE on invoices"
+    assert stands_for(finding, url, "SELECT * FROM invoices")
+    execute(sql_of(finding))
+    assert codes(diagnose(url, tables=["invoices"])) == []
+
+
+def test_a_table_in_a_schema_that_the_role_may_not_use(server, execute, role):
+    execute("CREATE SCHEMA IF NOT EXISTS closed")
+    execute("CREATE TABLE IF NOT EXISTS closed.invoices (n int)")
+    execute("GRANT SELECT, INSERT, UPDATE, DELETE ON closed.invoices TO app")
+    url = server.url.set(username="app")
+    finding = first(diagnose(url, tables=["closed.invoices"]))
+
+    assert finding.code == "table-denied"
+    assert stands_for(finding, url, "SELECT * FROM closed.invoices")
+    execute(sql_of(finding))
+    assert codes(diagnose(url, tables=["closed.invoices"])) == []
+
+
+def test_a_table_that_the_role_may_only_read(server, execute, role):
+    execute("CREATE TABLE IF NOT EXISTS invoices (n int)")
+    execute("GRANT SELECT ON invoices TO app")
+    url = server.url.set(username="app")
+    diagnosis = diagnose(url, tables=["invoices"])
+
+    assert codes(diagnosis) == ["table-denied"]
+    assert first(diagnosis).what == "The role app may not INSERT, UPDATE, DELETE on invoices"
+    assert diagnosis.is_healthy
+
+
+# Commit markers
+
+
+@pytest.fixture
+def marked(execute, monkeypatch):
+    monkeypatch.setenv("SA_RAILWAY_COMMIT_MARKER", "true")
+    execute("DROP TABLE IF EXISTS sa_railway_commit_marker")
+    yield
+    execute("DROP TABLE IF EXISTS sa_railway_commit_marker")
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_table_of_commit_markers_that_is_missing(server, marked, driver, monkeypatch):
+    url = server.url_for(driver)
+    diagnosis = diagnose(url)
+
+    assert codes(diagnosis) == ["commit-marker"]
+    assert first(diagnosis).what == (
+        "commit_marker is on, but there is no table sa_railway_commit_marker in the search path of "
+        "this role"
+    )
+    assert first(diagnosis).fix == (
+        "Make it a table that this role can use. Create it: sa-railway commit-marker --create."
+    )
+    assert main(["commit-marker", "--create", url.render_as_string(hide_password=False)]) == 0
+    diagnosis = diagnose(url)
+    assert codes(diagnosis) == []
+    assert result(diagnosis, "tables").detail == "there: sa_railway_commit_marker"
+
+
+def test_a_table_of_commit_markers_that_the_role_may_not_use(server, execute, role, marked):
+    for statement in create_sql():
+        execute(statement)
+    url = server.url.set(username="app")
+    diagnosis = diagnose(url)
+
+    assert codes(diagnosis) == ["commit-marker"]
+    assert first(diagnosis).what == (
+        "commit_marker is on, but the role may not read and write public.sa_railway_commit_marker"
+    )
+    execute(sql_of(first(diagnosis)))
+    assert codes(diagnose(url)) == []
+
+
+def test_a_table_of_commit_markers_without_its_first_rows(server, execute, marked):
+    for statement in create_sql():
+        execute(statement)
+    execute("DELETE FROM sa_railway_commit_marker")
+    diagnosis = diagnose(server.url)
+
+    assert codes(diagnosis) == ["commit-marker"]
+    assert first(diagnosis).fix == (
+        "Make it a table that this role can use. Execute what sa-railway commit-marker --sql "
+        "prints; it may be executed twice."
+    )
+    for statement in create_sql():
+        execute(statement)
+    assert codes(diagnose(server.url)) == []
+
+
+def test_commit_markers_that_are_off_need_no_table(server):
+    assert result(diagnose(server.url), "tables").outcome is Outcome.NOT_RUN
+
+
+# Locks
+
+
+@pytest.fixture
+def blocked(server, execute):
+    """A session that waits for another; gives the pids of both, the waiting one first."""
+    execute("CREATE TABLE IF NOT EXISTS stock (n int)")
+    plain = server.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with (
+        psycopg.connect(plain, application_name="holder") as holder,
+        psycopg.connect(plain, application_name="waiter") as waiter,
+    ):
+        holder.execute("LOCK TABLE stock")
+
+        def wait():
+            with psycopg.connect(plain) as watching:
+                query = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+                while watching.execute(query).fetchone() == (0,):
+                    pass
+
+        def work():
+            waiter.execute("SELECT * FROM stock")
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        wait()
+        yield waiter.info.backend_pid, holder.info.backend_pid
+        holder.close()
+        thread.join(10)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_sessions_that_wait_for_a_lock(server, execute, blocked, driver):
+    waiting, holding = blocked
+    diagnosis = diagnose(server.url_for(driver))
+
+    assert codes(diagnosis) == ["lock-waits"]
+    assert first(diagnosis).what == f"1 session waits for a lock: waiter (pid {waiting})"
+    assert f"until its transaction ends: holder (pid {holding})." in first(diagnosis).why
+    assert f"End it now: SELECT pg_terminate_backend({holding})." in first(diagnosis).fix
+    execute(sql_of(first(diagnosis)))
+    assert codes(diagnose(server.url)) == []
+
+
+def test_locks_are_seen_without_a_permission(server, execute, role, blocked):
+    execute("REVOKE pg_read_all_stats FROM app")
+
+    assert codes(diagnose(server.url.set(username="app"))) == ["lock-waits"]
+
+
+# Indexes
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_an_index_that_is_invalid(server, execute, driver):
+    execute('CREATE TABLE "my rows" (n int)')
+    execute('INSERT INTO "my rows" VALUES (1), (1)')
+    with pytest.raises(sqlalchemy.exc.IntegrityError):
+        run_alone(server, 'CREATE UNIQUE INDEX CONCURRENTLY "my index" ON "my rows" (n)')
+    diagnosis = diagnose(server.url_for(driver))
+
+    assert codes(diagnosis) == ["invalid-index"]
+    assert first(diagnosis).what == '1 index is invalid: public."my index" on "my rows"'
+    execute('DELETE FROM "my rows"')
+    run_alone(server, sql_of(first(diagnosis)))
+    assert codes(diagnose(server.url)) == []
+    execute('DROP TABLE "my rows"')
+
+
+def run_alone(server, statement, database="postgres"):
+    url = server.url.set(database=database)
+    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_database_whose_collation_has_another_version(server, execute, driver):
+    execute(
+        "CREATE DATABASE \"a b\" LOCALE_PROVIDER icu ICU_LOCALE 'en-US' ENCODING 'UTF8' "
+        "TEMPLATE template0"
+    )
+    execute("UPDATE pg_database SET datcollversion = '1.1' WHERE datname = 'a b'")
+    url = server.url_for(driver).set(database="a b")
+    diagnosis = diagnose(url)
+
+    assert codes(diagnosis) == ["collation-version"]
+    assert first(diagnosis).what.startswith(
+        "The database a b has another version of its collation than it was made with: 1.1, now "
+    )
+    for statement in ('REINDEX DATABASE "a b"', 'ALTER DATABASE "a b" REFRESH COLLATION VERSION'):
+        assert statement in first(diagnosis).fix
+        run_alone(server, statement, database="a b")
+    assert codes(diagnose(url)) == []
+    execute('DROP DATABASE "a b" WITH (FORCE)')
+
+
+def test_an_index_whose_collation_has_another_version(server, execute):
+    execute("CREATE COLLATION german (provider = icu, locale = 'de')")
+    execute("CREATE TABLE words (word text COLLATE german PRIMARY KEY)")
+    execute("UPDATE pg_collation SET collversion = '1.1' WHERE collname = 'german'")
+    diagnosis = diagnose(server.url)
+
+    assert codes(diagnosis) == ["collation-version"]
+    assert first(diagnosis).what.startswith("The collation public.german of an index has another ")
+    execute("ALTER COLLATION public.german REFRESH VERSION")
+    assert codes(diagnose(server.url)) == []
+    execute("DROP TABLE words")
