@@ -133,7 +133,9 @@ def running_pgbouncer(program, url, settings):
         config = configure_pgbouncer(Path(folder), url, {"listen_port": port, **settings})
         if account:
             os.chown(folder, account["user"], account["group"])
-        with subprocess.Popen([program, config], stderr=subprocess.DEVNULL, **account) as process:
+        with subprocess.Popen(
+            [program, config], cwd=folder, stderr=subprocess.DEVNULL, **account
+        ) as process:
             try:
                 wait_until_listening(port)
                 yield url.set(port=port)
@@ -144,6 +146,8 @@ def running_pgbouncer(program, url, settings):
 def configure_pgbouncer(folder, url, settings):
     leads_to = f"host={url.host} port={url.port}"
     databases = settings.pop("databases", {"*": ""})
+    for name, content in settings.pop("files", {}).items():
+        (folder / name).write_text(content)
     (folder / "users.txt").write_text(f'"{url.username}" "{url.password}"\n')
     lines = {
         "listen_addr": "127.0.0.1",

@@ -6,6 +6,7 @@ import psycopg
 import pytest
 import sqlalchemy
 from fix_doctor import DRIVERS, SECRET, codes, diagnose, first, result, sql_of, stands_for
+from marked import MarkedPostgres
 from sqlalchemy import text
 
 from sa_railway.cli import main
@@ -64,6 +65,40 @@ def test_a_timeout_in_the_url_that_ends_everything(server, driver):
         "Take it back where it is set: remove statement_timeout from options in the URL, or from "
         "connect_args."
     )
+
+
+def test_a_timeout_of_the_configuration_that_ends_everything(postgres_binaries):
+    with MarkedPostgres(settings={"statement_timeout": "1ms"}) as server:
+        url = server.url.set(password=SECRET)
+        finding = first(diagnose(url))
+
+        assert finding.code == "timeout-too-short"
+        run_alone(server, 'ALTER ROLE "postgres" SET statement_timeout = 0')
+        assert 'ALTER ROLE "postgres" SET statement_timeout = 0.' in finding.fix
+        assert codes(diagnose(url)) == []
+
+
+# Limits
+
+
+@pytest.mark.parametrize(
+    ("place", "holder"), [("ROLE app", "role app"), ("DATABASE postgres", "database postgres")]
+)
+def test_a_connection_limit_below_what_the_application_may_open(
+    server, execute, role, monkeypatch, place, holder
+):
+    execute(f"ALTER {place} CONNECTION LIMIT 12")
+    url = server.url.set(username="app")
+    try:
+        finding = first(diagnose(url))
+        monkeypatch.setenv("SA_RAILWAY_POOL_SIZE", "3")
+        monkeypatch.setenv("SA_RAILWAY_MAX_OVERFLOW", "2")
+        assert codes(diagnose(url)) == []
+    finally:
+        execute(f"ALTER {place} CONNECTION LIMIT -1")
+
+    assert finding.what == f"The application may open 30 connections, and the {holder} has 12"
+    assert f"The CONNECTION LIMIT of the {holder} is 12." in finding.why
 
 
 # Tables
@@ -241,7 +276,11 @@ def test_an_index_that_is_invalid(server, execute, driver):
 
 def run_alone(server, statement, database="postgres"):
     url = server.url.set(database=database)
-    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+    engine = sqlalchemy.create_engine(
+        url,
+        isolation_level="AUTOCOMMIT",
+        connect_args={"options": "-c statement_timeout=0"},
+    )
     with engine.connect() as connection:
         connection.execute(text(statement))
     engine.dispose()

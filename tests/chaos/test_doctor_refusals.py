@@ -64,7 +64,7 @@ def test_a_role_that_is_not_let_in(server, execute, driver, options, what):
         ),
     ],
 )
-def test_a_database_that_lets_no_one_in(server, execute, driver, flaw, what):
+def test_a_database_that_lets_no_client_in(server, execute, driver, flaw, what):
     name, database = named_for(driver, flaw.split("}")[1].strip())
     execute(f"CREATE DATABASE {database}")
     execute("DROP ROLE IF EXISTS guest")
@@ -80,7 +80,7 @@ def test_a_database_that_lets_no_one_in(server, execute, driver, flaw, what):
     execute(f"DROP DATABASE {database} WITH (FORCE)")
 
 
-def test_a_role_that_does_not_exist(postgres, tmp_path):
+def test_a_role_that_does_not_exist(postgres_binaries):
     with MarkedPostgres() as trusting:  # one that asks for a password does not say so
         url = trusting.url.set(username="stranger")
         finding = first(diagnose(url))
@@ -306,16 +306,12 @@ def test_a_pooler_that_is_full(pgbouncer, driver):
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_a_pooler_that_demands_tls(pgbouncer, tmp_path, driver):
-    for name, text in {"server.key": KEY, "server.crt": GOOD}.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o644)
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        folder.chmod(0o755)
+def test_a_pooler_that_demands_tls(pgbouncer, driver):
     url = pgbouncer(
+        files={"server.key": KEY, "server.crt": GOOD},
         client_tls_sslmode="require",
-        client_tls_key_file=tmp_path / "server.key",
-        client_tls_cert_file=tmp_path / "server.crt",
+        client_tls_key_file="server.key",
+        client_tls_cert_file="server.crt",
     ).set(drivername=f"postgresql+{driver}")
     plain = url.update_query_dict({"sslmode": "disable"})
     finding = first(diagnose(plain))

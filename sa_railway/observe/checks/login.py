@@ -78,9 +78,9 @@ SILENT = Kind(
     Severity.ERROR,
     "The server answers no more: nothing has come within <seconds> s",
     "It is frozen or overloaded; or a pooler is in between, which accepts every client and has no "
-    "connection to the server to give.",
+    "connection to the server to give, or is paused.",
     "Look at CPU, memory and disk of the database service, and for a pooler at its pool size and "
-    "its log.",
+    "its log; RESUME in PgBouncer's console ends a pause.",
     ("query_wait_timeout", "timeout expired", "TimeoutError"),
 )
 LOST = Kind(

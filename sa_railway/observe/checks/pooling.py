@@ -59,7 +59,7 @@ PREPARED = Kind(
 BUDGET = Kind(
     "over-budget",
     Severity.ERROR,
-    "The application may open <peak> connections, and the server has <available>",
+    "The application may open <peak> connections, and <holder> has <available>",
     "<plan> When none is left the server refuses, most often in the middle of a deploy, while the "
     "old deployment and the new one run at the same time.",
     "Set SA_RAILWAY_POOL_SIZE=<pool_size> and SA_RAILWAY_MAX_OVERFLOW=<max_overflow>; run fewer "
@@ -72,7 +72,7 @@ BUDGET = Kind(
 PROCESSES = Kind(
     "too-many-processes",
     Severity.ERROR,
-    "The application may open <peak> connections, and the server has <available>",
+    "The application may open <peak> connections, and <holder> has <available>",
     "<plan> Not even one connection for each process would fit.",
     "Run fewer processes or replicas, or put PgBouncer before the server.",
     ("sorry, too many clients already",),
@@ -85,6 +85,12 @@ UNLIMITED = Kind(
     "other applications, too.",
     "Set a limit: SA_RAILWAY_MAX_OVERFLOW=10.",
     ("sorry, too many clients already",),
+)
+
+_OWN_LIMITS = text(
+    "SELECT rolname AS role, rolconnlimit AS of_role, rolsuper AS is_super,"
+    " datname AS database, datconnlimit AS of_database FROM pg_roles, pg_database"
+    " WHERE rolname = session_user AND datname = current_database()"
 )
 
 
@@ -178,6 +184,12 @@ def check_budget(case: Case) -> Seen:
         raise NotRunError("a pooler is in between, and its limit counts, not the server's")
     with case.connection() as connection:
         limits = read_limits(connection)
+        holder, limit = _least_limit(connection)
+    plan = ""
+    if limit is not None and limit < limits[0] - limits[1]:
+        limits, plan = (limit, 0), f"The CONNECTION LIMIT of {holder} is {limit}."
+    else:
+        holder = "the server"
     profile = case.profile
     if profile.max_overflow < 0:
         return f"max_connections {limits[0]}", [UNLIMITED.found()]
@@ -190,15 +202,26 @@ def check_budget(case: Case) -> Seen:
         max_connections=limits[0],
         reserved=limits[1],
     )
-    detail = f"{budget.sentences[0].removesuffix('.')}; the server has {budget.available}"
+    detail = f"{budget.sentences[0].removesuffix('.')}; {holder} has {budget.available}"
     if budget.fits:
         return detail, []
     kind = PROCESSES if budget.recommended_pool_size is None else BUDGET
     finding = kind.found(
         peak=budget.peak,
+        holder=holder,
         available=budget.available,
-        plan=" ".join(budget.sentences[:2]),
+        plan=f"{budget.sentences[0]} {plan or budget.sentences[1]}",
         pool_size=budget.recommended_pool_size,
         max_overflow=budget.recommended_max_overflow,
     )
     return detail, [finding]
+
+
+def _least_limit(connection: Connection) -> tuple[str, int | None]:
+    """Return what has the lowest CONNECTION LIMIT, the role or the database, and that limit."""
+    row = connection.execute(_OWN_LIMITS).one()
+    limits = {f"the role {row.role}": row.of_role, f"the database {row.database}": row.of_database}
+    # a superuser has none, and -1 is none
+    found = {name: n for name, n in limits.items() if n >= 0 and not row.is_super}
+    least = min(found, key=lambda name: found[name], default="")
+    return least, found.get(least)

@@ -174,5 +174,9 @@ def explain_timeout(case: Case, message: str, *, is_lost: bool) -> Finding | Non
     for name, seconds, source in rows:
         if said or 0 < seconds < _SECONDS:
             return _too_short(case, name, f"{seconds:g} s", source)
+    if said is None:
+        return None
     in_url = re.search(rf"\b{said}=(\S+)", libpq_parameters(case.url).get("options", ""))
-    return _too_short(case, said, in_url[1], "client") if said and in_url else None
+    if in_url:
+        return _too_short(case, said, in_url[1], "client")
+    return _too_short(case, said, "too short", "configuration file")
