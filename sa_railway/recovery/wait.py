@@ -25,6 +25,7 @@ from sa_railway.config.options import CONNECT_TIMEOUTS
 from sa_railway.config.url import find_url, normalize_url
 from sa_railway.engine.attempt import limit_of
 from sa_railway.engine.naming import engine_name
+from sa_railway.engine.stopping import is_stopping, watch
 from sa_railway.engine.waiting import backoff_delay, is_impatient
 from sa_railway.engine.watchdog import limit
 from sa_railway.exc import ConfigurationError, NotReadyError
@@ -57,7 +58,8 @@ def wait_for_database(
 
     Waited for is what passes by itself: a refused or lost connection, a name that does not resolve
     yet, a server that is starting, stopping or full. A wrong password, a missing database or a bad
-    certificate does not, and is raised at once. May be called from any thread, any number of times.
+    certificate does not, and is raised at once. A process that is being stopped by SIGTERM, and
+    handles it, waits no longer. May be called from any thread, any number of times.
 
     Args:
         target: a URL, or an Engine, which connects as it would for any other work; None looks for
@@ -127,6 +129,7 @@ class Wait:
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
             raise ConfigurationError(f"timeout is {timeout!r}; allowed: more than 0 seconds")
         _attach(engine)
+        watch()
         self._name = engine_name(engine)
         self._timeout = timeout
         self._gate = gate
@@ -188,7 +191,7 @@ class Wait:
 
     def _delay(self) -> float | None:
         left = self._timeout - self._seconds()
-        if left <= 0:
+        if left <= 0 or is_stopping():
             return None
         return min(left, backoff_delay(self._attempts, base=_BACKOFF_BASE, cap=_BACKOFF_CAP))
 

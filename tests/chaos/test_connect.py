@@ -169,6 +169,18 @@ def test_every_attempt_asks_the_listeners_again_in_asyncio(postgres, driver, ref
     assert asyncio.run(main()) == (1, 4)
 
 
+def test_a_listener_that_connects_by_itself_is_asked_again(postgres, refused_port):
+    engine = sa_railway.create_engine(postgres.url)
+    ports = iter([refused_port, refused_port, postgres.port])
+
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect, record, arguments, named):
+        return psycopg2.connect(**{**named, "port": next(ports)})
+
+    assert scalar(engine) == 1
+    engine.dispose()
+
+
 @pytest.fixture
 def refused_port():
     """A port where nothing listens, and nothing else will during the test."""

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 import re
+import signal
 
 import pytest
 import sqlalchemy
@@ -15,6 +16,7 @@ from sqlalchemy.pool import NullPool
 import sa_railway
 from sa_railway import events, wait_for_database
 from sa_railway.asyncio import wait_for_database as wait_async
+from sa_railway.engine import stopping
 from sa_railway.exc import NotReadyError
 from sa_railway.recovery import wait
 from sa_railway.testing import ChaosProxy
@@ -320,6 +322,25 @@ def test_a_listener_that_is_added_later_is_asked(guarded_postgres, make):
         assert connection.scalar(text("SELECT current_database()")) == "template1"
     engine.dispose()
     assert asked == ["postgres"]
+
+
+@both_ways
+def test_a_process_that_is_being_stopped_waits_no_longer(
+    postgres, driver, wait_for, make, monkeypatch
+):
+    monkeypatch.setattr(stopping, "_stopped_pid", None)
+    calls = []
+    before = signal.signal(signal.SIGTERM, lambda *call: calls.append(call))
+    try:
+        with ChaosProxy(postgres.url_for(driver)) as proxy:
+            proxy.down()
+            with pytest.raises(Exception, match=r"refused|Connect call failed") as caught:
+                wait_for(proxy.url, make, progress=lambda line: signal.raise_signal(signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+    assert len(calls) == 1
+    assert ", with 2 attempts: " in caught.value.__notes__[0]
 
 
 @every_way
