@@ -27,7 +27,9 @@ import sa_railway, sa_railway.asyncio, sqlalchemy
 from sa_railway import events
 
 def told(event):
-    if isinstance(event, events.ConnectAttemptFailed):
+    # the loop of the main thread may have to be given its turn first
+    handler = type(signal.getsignal(signal.SIGTERM)).__module__
+    if isinstance(event, events.ConnectAttemptFailed) and handler == "sa_railway.engine.stopping":
         print("waiting", flush=True)
 
 events.subscribe(told)
