@@ -886,7 +886,8 @@ class LastWords(Cut):
         ("FATAL", "58030"),
         ("FATAL", "XX000"),
         ("FATAL", "57P01"),
-        ("ERROR", "08P01"),  # a pooler's
+        ("ERROR", "08P01"),  # a pooler's, as the next
+        ("ERROR", "MTF01"),
     ],
 )
 @pytest.mark.parametrize("driver", [*DRIVERS, "psycopg_async"])
