@@ -136,6 +136,6 @@ def teardown_before(
         position
         for position, function in enumerate(functions)
         if getattr(function, "__self__", None) is extension
-        or function.__module__.partition(".")[0] in _PACKAGES
+        or str(function.__module__).partition(".")[0] in _PACKAGES  # None of a built-in one
     ]
     functions.insert(closing[-1] + 1 if closing else 0, end)

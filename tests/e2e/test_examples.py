@@ -115,7 +115,9 @@ def deployment(
 
 
 def test_the_flask_app_is_healthy_where_railway_asks(deployment: Deployment):
-    assert deployment.ask("GET", DEPLOY["healthcheckPath"])[:2] == (200, "ok\n")
+    status, body, _ = deployment.ask("GET", DEPLOY["healthcheckPath"])
+
+    assert (status, json.loads(body)) == (200, {"status": "ready", "reason": None})
 
 
 def test_the_flask_app_keeps_its_notes_and_answers_through_restarts(
@@ -152,12 +154,12 @@ def test_the_flask_app_says_when_to_come_again_while_its_server_stays_away(
 
     assert (status, body) == (503, '{"error":"the database cannot be reached"}\n')
     assert retry_after == "1"
-    wait_for(lambda: deployment.ask("GET", DEPLOY["healthcheckPath"])[0] == 200)
+    wait_for(lambda: deployment.ask("GET", "/notes")[0] == 200)
 
 
 def test_the_flask_app_stops_in_good_order(server: TemporaryPostgres, tmp_path: Path):
     with closing(Deployment(server.url, tmp_path)) as deployment:
-        assert deployment.ask("GET", "/health")[0] == 200
+        assert deployment.ask("GET", "/notes")[0] == 200
         deployment.process.terminate()
 
         assert deployment.process.wait(20) == 0

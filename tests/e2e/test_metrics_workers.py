@@ -35,7 +35,7 @@ from sa_railway.flask import Railway
 application = Flask(__name__)
 application.config["SQLALCHEMY_DATABASE_URI"] = os.environ["DATABASE_URL"]
 application.config["SQLALCHEMY_ENGINE_OPTIONS"] = engine_options(application_name="shop")
-application.config["RAILWAY_HEALTH_TOKEN"] = "let me in"
+application.config["RAILWAY_HEALTH_TOKEN"] = "let me in, please!"
 db = SQLAlchemy(application)
 Railway(application, db, metrics="/metrics")
 own = Gauge("shop_open", "Whether a worker is open", multiprocess_mode="livesum")
@@ -94,7 +94,7 @@ class Gunicorn:
         """Return which process has answered, and what."""
         client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         with contextlib.closing(client):
-            client.request("GET", path, headers={"X-Health-Token": "let me in"})
+            client.request("GET", path, headers={"X-Health-Token": "let me in, please!"})
             answer = client.getresponse()
             body = answer.read().decode()
         assert answer.status == 200, body

@@ -45,7 +45,7 @@ PASSWORD = MARK.join(
 )
 QUERY = {"sslpassword": MARK}
 COMMAND = Path(sys.executable).with_name("sa-railway")
-TOKEN = "let me in"
+TOKEN = "let me in, please!"
 PATIENCE: dict[str, Any] = {"connect_patience": 0.2, "breaker_pause": 0.1, "probe_cache": 0.0}
 
 
@@ -328,7 +328,7 @@ app = Flask(__name__)
 app.config.update(
     SQLALCHEMY_DATABASE_URI=os.environ["DATABASE_URL"],
     SQLALCHEMY_ENGINE_OPTIONS=engine_options(connect_patience=0.2),
-    RAILWAY_HEALTH_TOKEN="let me in",
+    RAILWAY_HEALTH_TOKEN="let me in, please!",
 )
 db = SQLAlchemy(app)
 Railway(app, db, metrics="/metrics")
