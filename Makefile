@@ -6,14 +6,17 @@ BIN := .venv/bin
 # two at a time: much of what the tests do is waiting for servers
 PARALLEL := -n 2 --dist worksteal
 
+# the others need what only their own virtual environment has
+MEASUREMENTS := $(filter-out benchmarks/applications.py,$(wildcard benchmarks/*.py))
+
 MINUTES := 20
 SEED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint bench soak model downstream test-sa20 clean
+.PHONY: help test demo lint bench soak model downstream applications test-sa20 clean
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 test: .venv/.installed  ## run all tests: unit, integration, chaos, e2e
 	$(BIN)/pytest $(PARALLEL)
@@ -28,7 +31,7 @@ lint: .venv/.installed  ## check style, types and the direction of imports
 	$(BIN)/lint-imports
 
 bench: .venv/.installed  ## run all measurements
-	@for script in benchmarks/*.py; do echo "==> $$script"; $(BIN)/python $$script || exit; done
+	@for script in $(MEASUREMENTS); do echo "==> $$script"; $(BIN)/python $$script || exit; done
 
 soak: .venv/.installed  ## a server that fails at random for MINUTES (20) a driver, from SEED (1)
 	@for driver in psycopg2 psycopg asyncpg; do \
@@ -41,6 +44,9 @@ model: .venv/.installed  ## every history of a lost COMMIT, of up to 8 events
 downstream: .venv-downstream/.installed  ## the tests of SQLAlchemy and its extensions, plain and with the plugin
 	.venv-downstream/bin/python tests/downstream/run.py
 
+applications: .venv-applications/.installed  ## MLflow, Flask-Migrate, Celery, Optuna and FastAPI, plain and with the plugin
+	.venv-applications/bin/python benchmarks/applications.py
+
 test-sa20: .venv-sa20/.installed  ## run the tests, but for e2e, on SQLAlchemy 2.0
 	.venv-sa20/bin/pytest $(PARALLEL) tests/unit tests/integration tests/chaos
 
@@ -49,6 +55,7 @@ clean:  ## remove the virtual environments and caches
 
 .venv/.installed: packages := --group dev
 .venv-downstream/.installed: packages := --group tests Flask-Migrate mock
+.venv-applications/.installed: packages := --group tests mlflow-skinny Flask-Migrate celery optuna fastapi uvicorn
 .venv-sa20/.installed: packages := --group tests 'SQLAlchemy<2.1'
 
 %/.installed: pyproject.toml
