@@ -54,7 +54,8 @@ class Profile:
         trust_idle: a connection idle for less than this is checked by a look at its socket alone;
             pgx asks the server after 1 second, too.
         ping_timeout: how long the server may take to answer a ping. Without it, a peer that
-            accepts and never answers blocks the checkout for ever.
+            accepts and never answers blocks the checkout without end. A pooler may take
+            ``pool_timeout``, because it lets a ping wait for a free server.
         connect_timeout: limit for one attempt to connect.
         connect_patience: how long a connect is tried again while the server is away. 10 for
             web requests, which somebody waits for; 60 for scripts and workers.
