@@ -4,10 +4,12 @@ import _thread
 import select
 import socket
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from sa_railway.engine import native, watchdog
+from sa_railway.engine.driver import is_pooled
 from sa_railway.engine.liveness import Look, look
 from sa_railway.engine.native import Bell
 from sa_railway.engine.watchdog import Deadline
@@ -77,6 +79,15 @@ def test_a_bell_wakes_another_thread():
     bell.ring()
 
     assert woken.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("pid", "expected"), [(1, False), (4_194_304, False), (4_194_305, True), (-17, True), (0, True)]
+)
+def test_a_pid_that_no_process_can_have_is_that_of_a_pooler(pid, expected):
+    assert is_pooled(SimpleNamespace(info=SimpleNamespace(backend_pid=pid))) is expected
+    assert is_pooled(SimpleNamespace(get_server_pid=lambda: pid)) is expected
+    assert is_pooled(SimpleNamespace()) is False
 
 
 def test_the_wait_for_a_bell_has_a_limit():
