@@ -7,12 +7,25 @@ import _socket
 import inspect
 import os
 import stat
+import sys
 from typing import Any
 
-__all__ = ["Identity", "descriptor_of", "identity", "is_asyncio", "is_pooled", "shut_down"]
+__all__ = [
+    "Identity",
+    "bytes_received",
+    "descriptor_of",
+    "identity",
+    "is_asyncio",
+    "is_pooled",
+    "shut_down",
+]
 
 Identity = tuple[int, int]
 """The device and inode of a socket, which no other socket of this boot has."""
+
+# tcpi_bytes_received in Linux's struct tcp_info, which only ever grows at its end; since Linux 4.1.
+_BYTES_RECEIVED = slice(128, 136)
+_TCP_INFO = (_socket.IPPROTO_TCP, getattr(_socket, "TCP_INFO", 11), 136)
 
 # Linux gives no process a higher id, and no other system does.
 _MAX_PID = 2**22
@@ -25,10 +38,29 @@ def descriptor_of(driver_connection: Any) -> int | None:
             return int(driver_connection.fileno())
         except Exception:  # noqa: BLE001 - each driver has its own error for a connection it has closed
             return None
-    # asyncpg shows its socket nowhere in public. tests/chaos/test_fork.py fails when this moves.
-    transport = getattr(driver_connection, "_transport", None)
-    peer = transport.get_extra_info("socket") if transport is not None else None
+    peer = _socket_of(driver_connection)
     return peer.fileno() if peer is not None else None
+
+
+def _socket_of(asyncpg_connection: Any) -> Any:
+    # asyncpg shows its socket nowhere in public. tests/chaos/test_fork.py fails when this moves.
+    transport = getattr(asyncpg_connection, "_transport", None)
+    return transport.get_extra_info("socket") if transport is not None else None
+
+
+def bytes_received(asyncpg_connection: Any) -> int | None:
+    """Return how many bytes the server has sent so far; None if the system keeps no count.
+
+    asyncpg reads what arrives on an idle connection, the server's farewell included, and shows
+    nothing of it until the end of the stream has come, too.
+    """
+    if sys.platform != "linux":
+        return None
+    try:
+        found = _socket_of(asyncpg_connection).getsockopt(*_TCP_INFO)
+    except (AttributeError, OSError):  # a connection that is closed; a Unix socket
+        return None
+    return int.from_bytes(found[_BYTES_RECEIVED], sys.byteorder) if len(found) == 136 else None
 
 
 def identity(descriptor: int) -> Identity | None:

@@ -35,9 +35,10 @@ from sqlalchemy.pool import (
 from sa_railway import events
 from sa_railway.config.profile import Profile
 from sa_railway.engine import native, process
-from sa_railway.engine.driver import descriptor_of, is_pooled, shut_down
+from sa_railway.engine.driver import bytes_received, descriptor_of, is_pooled, shut_down
 from sa_railway.engine.naming import engine_name
 from sa_railway.engine.watchdog import limit
+from sa_railway.faults import FaultKind, classify
 
 __all__ = ["Look", "listen", "look"]
 
@@ -47,6 +48,7 @@ logger = logging.getLogger("sa_railway.engine.liveness")
 _IDLE_SINCE = "railway_idle_since"
 _POLLER = "railway_poller"
 _LOOP = "railway_loop"
+_RECEIVED = "railway_received"
 
 
 class Look(Enum):
@@ -69,6 +71,8 @@ def listen(engine: Engine, profile: Profile) -> None:
     if _is_bound_to_loop(engine):
         event.listen(engine, "connect", _remember_loop)
         event.listen(engine, "checkout", _refuse_foreign)
+    if engine.dialect.driver == "asyncpg":
+        event.listen(engine, "checkin", _note_received)
     event.listen(engine, "checkout", liveness.checkout)
 
 
@@ -81,6 +85,11 @@ def _is_bound_to_loop(engine: Engine) -> bool:
 # what seldom runs is guarded, and the rest cannot fail.
 def _checkin(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
     record.info[_IDLE_SINCE] = time.monotonic()
+
+
+def _note_received(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+    connection = record.driver_connection
+    record.info[_RECEIVED] = None if connection is None else bytes_received(connection)
 
 
 def _refuse_inherited(*_: object) -> None:
@@ -154,6 +163,8 @@ class _Liveness:
         try:
             is_closed = look(record.driver_connection) is Look.CLOSED
             how = "socket" if is_closed else self._ping(dbapi_connection, record)
+        except self._dialect.loaded_dbapi.Error:
+            raise
         except Exception:
             if not self._has_failed:
                 self._has_failed = True
@@ -165,8 +176,8 @@ class _Liveness:
             raise DisconnectionError("the connection could not be checked") from None
         if how is not None:
             events.announce(events.StaleFound(self._engine, how))
-            logger.info("%s: a pooled connection was dead (seen by: %s)", self._engine, how)
-            raise InvalidatePoolError(f"the connection was dead at checkout (seen by: {how})")
+            logger.info("%s: discarded a stale connection (seen by: %s)", self._engine, how)
+            raise InvalidatePoolError(f"the connection was stale at checkout (seen by: {how})")
 
     def _ping(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> str | None:
         """Return how the connection was found to be dead, or None: the server has answered."""
@@ -177,11 +188,19 @@ class _Liveness:
         timeout = self._pooler_timeout if is_queued else self._ping_timeout
         with limit(connection, timeout) as expired:
             try:
-                self._dialect.do_ping(dbapi_connection)
-            except Exception:  # noqa: BLE001 - drivers raise OSError, TimeoutError and their own
-                return "deadline" if expired() else "ping"
-        if expired():  # between the answer and the end of the block
+                # A private method: SQLAlchemy asks the handle_error listeners about a ping nowhere
+                # else. tests/integration/test_ping_events.py fails when it moves.
+                is_alive = self._dialect._do_ping_w_event(dbapi_connection)
+            except self._dialect.loaded_dbapi.Error as error:
+                if not (expired() or _is_lost(error, connection)):
+                    raise  # an answer, as pool_pre_ping has it; the pool replaces the connection
+                is_alive = False
+            except Exception:  # noqa: BLE001 - asyncpg raises OSError and TimeoutError as well
+                is_alive = False
+        if expired():  # also between the answer and the end of the block
             return "deadline"
+        if not is_alive:
+            return "ping"
         if events.Pinged in events.heard:
             events.announce(events.Pinged(self._engine, time.monotonic() - started))
         return None
@@ -213,7 +232,19 @@ def _is_quiet(info: dict[Any, Any], record: ConnectionPoolEntry) -> bool:
     poll: Callable[[], Look] | None = info.get(_POLLER)
     if poll is None:
         poll = info[_POLLER] = _poller(record.driver_connection)
-    return poll() is Look.QUIET
+    if poll() is not Look.QUIET:
+        return False
+    return _RECEIVED not in info or _has_read_nothing(info[_RECEIVED], record.driver_connection)
+
+
+def _has_read_nothing(received: int | None, asyncpg_connection: Any) -> bool:
+    """Return whether asyncpg is known to have read nothing since it had *received* so much."""
+    return received is not None and received == bytes_received(asyncpg_connection)
+
+
+def _is_lost(error: Exception, driver_connection: Any) -> bool:
+    """Return whether a ping that SQLAlchemy takes for answered was not: we know more losses."""
+    return look(driver_connection) is Look.CLOSED or classify(error).kind is FaultKind.DISCONNECT
 
 
 def look(driver_connection: Any) -> Look:

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import select
+import sys
 import threading
 import time
 
@@ -16,11 +18,12 @@ from within import driver_of, using
 import sa_railway
 from sa_railway import events
 from sa_railway.engine import liveness
-from sa_railway.engine.driver import is_pooled
+from sa_railway.engine.driver import bytes_received, is_pooled
 from sa_railway.testing import ChaosProxy
 
 SYNC = ["psycopg2", "psycopg"]
 ASYNC = ["asyncpg", "psycopg_async"]
+READABLE = liveness.Look.READABLE
 
 
 def age(engine, seconds=1.5):
@@ -44,6 +47,14 @@ def fill(engine, size):
 def seen():
     found = []
     unsubscribe = events.subscribe(found.append)
+    yield found
+    unsubscribe()
+
+
+@contextlib.contextmanager
+def events_of(kind):
+    found = []
+    unsubscribe = events.subscribe(found.append, kind)
     yield found
     unsubscribe()
 
@@ -345,6 +356,55 @@ def test_a_server_that_hangs_up_while_the_event_loop_is_busy_is_seen(postgres, d
     assert stale(seen) == ["socket"]
 
 
+def test_a_farewell_that_asyncpg_has_read_is_seen_before_the_end_of_the_stream(postgres, seen):
+    async def main():
+        with ChaosProxy(postgres.url_for("asyncpg")) as proxy:
+            engine = sa_railway.create_async_engine(proxy.url)
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+                driver = (await connection.get_raw_connection()).driver_connection
+            received = bytes_received(driver)
+            with proxy.slow_close(60.0):
+                await asyncio.to_thread(postgres.terminate_backends)
+                deadline = time.monotonic() + 10
+                while bytes_received(driver) == received or liveness.look(driver) is READABLE:
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.001)
+
+                assert liveness.look(driver) is liveness.Look.QUIET
+                async with engine.connect() as connection:
+                    assert await connection.scalar(text("SELECT 1")) == 1
+            await engine.dispose()
+
+    asyncio.run(main())
+    assert stale(seen) == ["ping"]
+
+
+def test_what_asyncpg_has_received_is_known_of_a_tcp_socket_alone(postgres, monkeypatch, seen):
+    async def main():
+        engine = sa_railway.create_async_engine(postgres.url_for("asyncpg"))
+        received = []
+        for _ in range(2):
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+                driver = (await connection.get_raw_connection()).driver_connection
+                received.append(bytes_received(driver))
+        monkeypatch.setattr(sys, "platform", "darwin")
+        received.append(bytes_received(driver))
+        for _ in range(2):  # where the system does not count, the server is asked
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+        await engine.dispose()
+        monkeypatch.undo()
+        return [*received, bytes_received(driver)]
+
+    with events_of(events.Pinged) as pings:
+        first, second, *unknown = asyncio.run(main())
+    assert 0 < first < second
+    assert unknown == [None, None]
+    assert len(pings) == 2
+
+
 # what is left of a connection when its event loop is closed says so, with plain SQLAlchemy as well
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -367,6 +427,8 @@ def test_an_event_loop_for_each_message(postgres, driver, seen, caplog):
         while connection.scalar(sessions, {"name": f"messages-{driver}"}) > 1:
             assert time.monotonic() < deadline
             connection.rollback()
+    engine.sync_engine.dispose(close=False)
+    gc.collect()  # so that it is said here
 
 
 @pytest.mark.parametrize("driver", ASYNC)
