@@ -14,7 +14,7 @@ from sqlalchemy.dialects import plugins
 from sqlalchemy.engine import CreateEnginePlugin
 
 from sa_railway.commit.tracking import track
-from sa_railway.config.drivers import choose_driver, has_driver, spell_query
+from sa_railway.config.drivers import choose_driver, has_driver, is_foreign, spell_query
 from sa_railway.config.options import complete_arguments, engine_options
 from sa_railway.config.parse import parse_url, plugin_parameters, profile_named_in
 from sa_railway.config.profile import Profile, load_profile
@@ -56,15 +56,21 @@ class RailwayPlugin(CreateEnginePlugin):
     def _configure(self, url: URL, kwargs: dict[str, Any]) -> None:
         is_async = bool(kwargs.get("_is_async"))  # all that create_async_engine() says of itself
         _check_arguments(kwargs)
-        target = parse_url("url", url)
-        if not has_driver(url, asyncio=is_async):
-            target = choose_driver(target, asyncio=is_async)
-        profile: Any = kwargs.pop("railway_profile", None) or profile_named_in(target) or "web"
+        profile: Any = kwargs.pop("railway_profile", None)
         generated = kwargs.pop("railway_generated", {})
+        if is_foreign(url):  # SQLAlchemy and the dialect do all, errors included
+            self._leads = False
+            kwargs.pop(_LEADER)
+            return
+        target = parse_url("url", url)
+        if not (kwargs.get("module") or has_driver(url, asyncio=is_async)):
+            target = choose_driver(target, asyncio=is_async)
+        profile = profile or profile_named_in(target) or "web"
         if not isinstance(profile, Profile):
             profile = load_profile(profile, {}, os.environ)
         target = target.difference_update_query(plugin_parameters(target))
-        self._url = spell_query(target)
+        target = spell_query(target)
+        self._url = url if target == url else target
         arguments = complete_arguments(
             target, profile, kwargs, generated=generated, is_async=is_async
         )
@@ -87,7 +93,7 @@ class RailwayPlugin(CreateEnginePlugin):
     def update_url(self, url: URL) -> URL:
         """Return the URL with a driver and without the plugin's own settings."""
         if not self._leads:
-            return url
+            return url.difference_update_query(plugin_parameters(url))
         self._kwargs.pop(_LEADER, None)
         return self._url
 

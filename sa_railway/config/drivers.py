@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, cast
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from sqlalchemy import URL
@@ -15,13 +16,18 @@ from sqlalchemy.exc import NoSuchModuleError
 from sa_railway.config.profile import suggest
 from sa_railway.exc import ConfigurationError
 
+if TYPE_CHECKING:
+    from sqlalchemy.engine.default import DefaultDialect
+
 __all__ = [
     "BACKENDS",
     "LIBPQ_DRIVERS",
     "allowed_drivers",
     "choose_driver",
+    "dialect_of",
     "has_dialect",
     "has_driver",
+    "is_foreign",
     "last",
     "libpq_parameters",
     "spell_query",
@@ -133,11 +139,25 @@ def has_dialect(url: URL) -> bool:
     return True
 
 
+def dialect_of(url: URL, *, asyncio: bool) -> type[DefaultDialect]:
+    """Return the dialect that an engine for *url* has."""
+    # an application's own get_dialect() need not know of asyncio
+    dialect = url.get_dialect(_is_async=True) if asyncio else url.get_dialect()
+    return cast("type[DefaultDialect]", dialect)
+
+
+def is_foreign(url: URL) -> bool:
+    """Return whether nothing is known of the database: no dialect of SQLAlchemy's for a driver."""
+    if not has_dialect(url):
+        return url.drivername.lower().partition("+")[0] not in ("postgres", *BACKENDS)
+    return not hasattr(url.get_dialect(), "driver")
+
+
 def has_driver(url: URL, *, asyncio: bool) -> bool:
     """Return whether SQLAlchemy itself finds an installed driver for *url* that it can use."""
     if not has_dialect(url):  # such as postgres
         return False
-    dialect = url.get_dialect(asyncio)
+    dialect = dialect_of(url, asyncio=asyncio)
     module = dialect.driver.removesuffix("_async")
     return dialect.is_async == asyncio and bool(find_spec(_MODULES.get(module, module)))
 

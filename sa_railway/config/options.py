@@ -8,13 +8,18 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import URL
-from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import QueuePool
 
-from sa_railway.config.drivers import LIBPQ_DRIVERS, choose_driver, last, libpq_parameters
+from sa_railway.config.drivers import (
+    LIBPQ_DRIVERS,
+    choose_driver,
+    dialect_of,
+    last,
+    libpq_parameters,
+)
 from sa_railway.config.parse import profile_named_in
 from sa_railway.config.profile import Profile, load_profile, suggest
 from sa_railway.config.url import find_url
@@ -194,7 +199,7 @@ def _pool_arguments(
     if given.get("pool") is not None or _is_memory(url):
         return {}
     arguments = {"pool_pre_ping": profile.pre_ping, "pool_recycle": profile.pool_recycle}
-    dialect = cast("type[DefaultDialect]", url.get_dialect(is_async))
+    dialect = dialect_of(url, asyncio=is_async)
     pool_class = given.get("poolclass") or dialect.get_pool_class(url)
     if not (isinstance(pool_class, type) and issubclass(pool_class, QueuePool)):
         return arguments

@@ -69,7 +69,7 @@ class Patience:
     def wrap(self, creator: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Return *creator*, which gets the record of the pool, with patience."""
 
-        def patient(record: Any) -> Any:
+        def patient(record: Any = None) -> Any:  # without, as create_engine()'s own takes it
             return self._connect(lambda: creator(record))
 
         return patient

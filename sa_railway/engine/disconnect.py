@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
 from sqlalchemy.util import queue
@@ -92,7 +92,9 @@ class _Judge:
         if fault.kind is FaultKind.READ_ONLY:
             return self._leaves_standby(context, connection) or None
         if severity_of(context.original_exception) == "ERROR" and not _is_closed(connection):
-            return False  # it came over this connection, which goes on
+            # It came over this connection, which goes on. SQLAlchemy's dialects judge by words that
+            # may be about another one; that of an application may have its own reasons.
+            return False if _is_of_sqlalchemy(connection.dialect) else None
         return True if fault.kind is FaultKind.DISCONNECT else None
 
     def _leaves_standby(self, context: ExceptionContext, connection: Connection) -> bool:
@@ -129,6 +131,11 @@ class _Judge:
             return  # the pool has new connections since
         self._gave_up_at = time.monotonic()
         _close_idle(self._engine.pool, error)
+
+
+def _is_of_sqlalchemy(dialect: Dialect) -> bool:
+    """Return whether SQLAlchemy itself says for *dialect* what is a disconnect."""
+    return str(getattr(dialect.is_disconnect, "__module__", "")).startswith("sqlalchemy.")
 
 
 def _close_idle(pool: Pool, error: BaseException | None) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flask import g
+from sqlalchemy import Engine
 
 if TYPE_CHECKING:
     from flask import Flask
-    from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
 
@@ -44,9 +44,10 @@ class Database:
 
         A test may put a connection in the place of an engine, for which its own engine stands.
         """
-        return {
+        found = {
             name: getattr(bind, "sync_engine", bind).engine for name, bind in self.binds().items()
         }
+        return {name: engine for name, engine in found.items() if isinstance(engine, Engine)}
 
     def how_to_protect(self, name: str) -> str:
         """Return the setting that gives the bind *name* the plugin."""

@@ -1,0 +1,92 @@
+"""What the plugin knows nothing of is left to SQLAlchemy and to the dialect, whole."""
+
+from unittest.mock import Mock
+
+import pytest
+import sqlalchemy
+from sqlalchemy import event, text
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.exc import NoSuchModuleError
+
+import sa_railway
+
+
+class Nameless(DefaultDialect):
+    """As an application may register one: with no driver's name."""
+
+    @classmethod
+    def import_dbapi(cls):
+        return Mock(connect=Mock(return_value=Mock(spec=["close", "cursor", "rollback"])))
+
+
+class Derived(PGDialect_psycopg2):
+    """A database that speaks PostgreSQL's protocol, with reasons for a disconnect."""
+
+    supports_statement_cache = True
+
+    def is_disconnect(self, error, connection, cursor):
+        return "division by zero" in str(error)
+
+
+registry.register("nameless", __name__, "Nameless")
+registry.register("derived.psycopg2", __name__, "Derived")
+
+
+@pytest.mark.parametrize("url", ["nameless://host/db", "nameless://host/db?railway_profile=worker"])
+def test_a_dialect_without_a_driver_is_left_alone(url):
+    engine = sqlalchemy.create_engine(url, plugins=["railway"], _initialize=False)
+
+    engine.connect().close()
+
+    assert engine.url.render_as_string() == "nameless://host/db"
+    assert engine.pool._pre_ping is False
+    assert [name for name in vars(engine.dialect) if "connect" in name] == [
+        name for name in vars(sqlalchemy.create_engine("nameless://").dialect) if "connect" in name
+    ]
+
+
+def test_an_unknown_scheme_is_the_error_of_sqlalchemy():
+    errors = []
+    for arguments in ({}, {"plugins": ["railway"]}):
+        with pytest.raises(NoSuchModuleError) as raised:
+            sqlalchemy.create_engine("unknown://host/db", **arguments)
+        errors.append(str(raised.value))
+
+    assert errors[0] == errors[1]
+
+
+def test_a_driver_that_the_caller_hands_over_need_not_be_installed():
+    module = Mock(paramstyle="format", version_info=(2, 2, 0))
+    arguments = {"module": module, "plugins": ["railway"], "_initialize": False}
+    engine = sqlalchemy.create_engine("mysql+mysqldb://host/db", **arguments)
+
+    assert engine.dialect.driver == "mysqldb"
+
+
+def test_a_url_that_needs_no_change_stays_the_object_that_it_is(postgres):
+    url = postgres.url
+
+    assert sqlalchemy.create_engine(url, plugins=["railway"]).url is url
+
+
+def test_a_dialect_of_the_application_says_what_is_a_disconnect(postgres):
+    url = postgres.url.set(drivername="derived+psycopg2")
+    lost = []
+    for engine in (sqlalchemy.create_engine(url), sa_railway.create_engine(url)):
+        event.listen(engine, "handle_error", lambda context: lost.append(context.is_disconnect))
+        with engine.connect() as connection, pytest.raises(sqlalchemy.exc.DataError):
+            connection.execute(text("SELECT 1 / 0"))
+        with engine.connect() as connection:
+            assert connection.scalar(text("SELECT 1")) == 1
+        engine.dispose()
+
+    assert lost == [True, True]
+
+
+def test_the_pools_way_to_connect_may_be_called_as_that_of_sqlalchemy(postgres):
+    for engine in (sqlalchemy.create_engine(postgres.url), sa_railway.create_engine(postgres.url)):
+        engine.pool._creator().close()
+        engine.pool._creator(None).close()
+        engine.dispose()
