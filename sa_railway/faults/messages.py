@@ -51,6 +51,8 @@ TEXTS: tuple[tuple[str, str], ...] = (
     ("(ecircuitbreaker)", "pooler-blocks"),
     ("permission denied for database", "not-admitted"),
     ("not currently accepting connections", "not-admitted"),
+    ('database "" is disabled', "not-admitted"),  # PgBouncer, until ENABLE
+    ("database does not allow connections", "not-admitted"),  # the same of later versions
     ("unsupported startup parameter", "startup-parameter"),
     ("unrecognized configuration parameter", "startup-parameter"),
     ("invalid value for parameter", "startup-parameter"),

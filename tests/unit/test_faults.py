@@ -260,6 +260,8 @@ PERMANENT_AT_CONNECT = [
     (AT + "FATAL:  (EBANNED) tenant is banned: unpaid", "not-admitted"),
     (AT + "FATAL:  (EADDRNOTALLOWED) address not in tenant allow_list: {1, 2}", "not-admitted"),
     (AT + "FATAL:  (EJITUNAUTHORIZED) access is not granted", "not-admitted"),
+    (AT + 'FATAL:  database "shop" is disabled', "not-admitted"),
+    (AT + "FATAL:  database does not allow connections: shop", "not-admitted"),
     (
         AT + "FATAL:  (ECIRCUITBREAKER) too many authentication failures, new connections are "
         "temporarily blocked",
