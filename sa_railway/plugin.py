@@ -106,9 +106,13 @@ class RailwayPlugin(CreateEnginePlugin):
         if not self._leads:
             return
         remember_profile(engine, self._profile)
-        track(engine)
         fork.listen(engine)
-        attempt.surround(engine)
+        if engine.dialect.driver == "asyncpg":  # several hosts are joined beneath the statements
+            attempt.surround(engine)
+            track(engine)
+        else:  # psycopg's own connect() is known only if nothing has surrounded it
+            track(engine)
+            attempt.surround(engine)
         if self._patience is not None:
             self._patience.listen(engine)
         if self._connects_itself:

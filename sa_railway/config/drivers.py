@@ -185,7 +185,13 @@ def libpq_parameters(url: URL) -> dict[str, str]:
     query = {key: last(value) for key, value in url.query.items()}
     if "ssl" in query:
         query.setdefault("sslmode", _SSL_WORDS.get(query["ssl"].lower(), query["ssl"]))
-    return {**dict(parse_qsl(urlsplit(query.get("dsn", "")).query)), **query}
+    dsn = query.get("dsn", "")
+    return {**(dict(parse_qsl(urlsplit(dsn).query)) if _is_url(dsn) else {}), **query}
+
+
+def _is_url(dsn: str) -> bool:
+    """Return whether the parameter *dsn* is asyncpg's; libpq's may be ``host=... port=...``."""
+    return "://" in dsn
 
 
 def _for_asyncpg(url: URL) -> URL:
@@ -209,8 +215,10 @@ def _for_asyncpg(url: URL) -> URL:
 
 def _for_libpq(url: URL) -> URL:
     query = {**libpq_parameters(url), **url.query}
-    for key in ("ssl", "dsn", "prepared_statement_cache_size"):
+    for key in ("ssl", "prepared_statement_cache_size"):
         query.pop(key, None)
+    if _is_url(last(query.get("dsn", ""))):
+        query.pop("dsn")
     return url.set(query=query)
 
 

@@ -220,6 +220,9 @@ def _connect_defaults(url: URL, profile: Profile, given: Mapping[str, Any]) -> d
         return _asyncpg_defaults(url, profile)
     if driver in LIBPQ_DRIVERS:
         defaults = _libpq_defaults(driver, profile)
+        if "service" in {**in_url, **given} or os.environ.get("PGSERVICE"):
+            # what stands in a service file is the caller's, and libpq does not show it
+            defaults = {key: defaults[key] for key in _NOT_OF_SERVICE & defaults.keys()}
         limits = {"connect_timeout": os.environ.get("PGCONNECT_TIMEOUT")} | defaults
         limit = {**limits, **in_url, **given}["connect_timeout"]
         if "tcp_user_timeout" in defaults and profile.tcp_user_timeout == _TCP_USER_TIMEOUT:
@@ -230,6 +233,9 @@ def _connect_defaults(url: URL, profile: Profile, given: Mapping[str, Any]) -> d
     elif url.get_backend_name() == "sqlite" and not _is_memory(url):
         defaults = {"timeout": _SQLITE_BUSY}
     return {name: value for name, value in defaults.items() if name not in in_url}
+
+
+_NOT_OF_SERVICE = frozenset(["prepare_threshold"])  # of the driver's own
 
 
 def _seconds(connect_timeout: Any) -> int:

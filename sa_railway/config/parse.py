@@ -259,6 +259,8 @@ def _spelled(hosts: list[str], ports: list[str]) -> dict[str, str | list[str]]:
 
 
 def _with_known_scheme(name: str, url: URL) -> URL:
+    if has_dialect(url):
+        return url
     backend, plus, driver = url.drivername.lower().partition("+")
     backend = "postgresql" if backend == "postgres" else backend
     url = url.set(drivername=backend + plus + driver)
@@ -290,6 +292,8 @@ def _check_own_parameters(name: str, url: URL) -> None:
 
 def _in_place(name: str, url: URL) -> URL:
     """Move what has a place in a URL out of its query: ``str()`` hides a password only there."""
+    if url.get_backend_name() == "sqlite" or url.get_backend_name() not in BACKENDS:
+        return url  # to which they may mean something else
     places = {"user": "username", "password": "password"}
     if url.drivername.startswith("postgresql"):
         places["dbname"] = "database"

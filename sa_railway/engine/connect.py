@@ -57,7 +57,8 @@ class Patience:
         """Surround the way in which *engine* makes its connections, and explain what fails."""
         self._engine = engine_name(engine)
         # those of listeners that connect by themselves, too
-        self._driver_errors = (engine.dialect.loaded_dbapi.Error,)
+        dbapi_error = getattr(engine.dialect.loaded_dbapi, "Error", None)
+        self._driver_errors = (dbapi_error,) if dbapi_error else ()
         # Private attributes, because what is surrounded must include SQLAlchemy's own function that
         # asks the listeners, which is no argument of create_engine(). Pools that replace this one
         # take it over. tests/chaos/test_connect.py fails when they move.
@@ -69,8 +70,9 @@ class Patience:
     def wrap(self, creator: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Return *creator*, which gets the record of the pool, with patience."""
 
-        def patient(record: Any = None) -> Any:  # without, as create_engine()'s own takes it
-            return self._connect(lambda: creator(record))
+        # SQLAlchemy knows a function that may be given the record by this name and default
+        def patient(connection_record: Any = None) -> Any:
+            return self._connect(lambda: creator(connection_record))
 
         return patient
 

@@ -13,10 +13,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
 __all__ = ["is_stopping", "watch"]
+
+_ASYNCIO = str(Path(asyncio.__file__).parent) + os.sep
 
 _stopped_pid: int | None = None
 
@@ -49,7 +52,9 @@ def _main_loop() -> asyncio.AbstractEventLoop | None:
     main = threading.main_thread().ident
     frame = sys._current_frames().get(main) if main is not None else None
     while frame is not None:
-        owner: Any = frame.f_locals.get("self")
+        # of asyncio's own frames only: to read the locals of another one changes what it does
+        is_asyncio = frame.f_code.co_filename.startswith(_ASYNCIO)
+        owner: Any = frame.f_locals.get("self") if is_asyncio else None
         kind = type(owner)  # and not what a proxy says of itself
         if issubclass(kind, asyncio.AbstractEventLoop):
             return cast("asyncio.AbstractEventLoop", owner)

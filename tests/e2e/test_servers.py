@@ -74,6 +74,8 @@ class Served:
         (folder / "gevent.conf.py").write_text(HOOKS.format(then=PSYCOGREEN))
         (folder / "blocking.conf.py").write_text(HOOKS.format(then="pass"))
         self.log = folder / "log"
+        has_workers = "gunicorn" in arguments and "--preload" not in arguments
+        self.loads = 2 if has_workers else 1  # of the application, each in a process
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *(part.format(port=self.port) for part in arguments)],
@@ -104,9 +106,10 @@ class Served:
     def wait(self) -> None:
         deadline = time.monotonic() + 30
         while True:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", self.port)).close()
-                return
+            if len(list(self.log.parent.glob("loaded.*"))) >= self.loads:
+                with contextlib.suppress(OSError):
+                    socket.create_connection(("127.0.0.1", self.port)).close()
+                    return
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)

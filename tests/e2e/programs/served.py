@@ -4,6 +4,7 @@ A request for ``/pulse`` needs no database; any other answers the id of the back
 """
 
 import os
+from pathlib import Path
 
 import sqlalchemy
 from sqlalchemy import make_url, text
@@ -20,6 +21,9 @@ else:
     if not os.environ.get("SERVED_PATCHED_LATER"):
         with engine.connect() as connection:  # and so before the fork of a server that preloads
             connection.execute(text("SELECT 1"))
+
+# a worker that is killed while it is being loaded would fail without us as well
+Path(f"loaded.{os.getpid()}").touch()
 
 
 def application(environ, start_response):
