@@ -15,6 +15,7 @@ import sqlalchemy
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.util import greenlet_spawn
 
+from sa_railway.config.drivers import libpq_parameters
 from sa_railway.config.options import engine_options
 from sa_railway.config.profile import PROFILES, Profile
 from sa_railway.config.url import on_railway
@@ -121,6 +122,12 @@ class Case:
     def is_postgres(self) -> bool:
         """Whether the database is PostgreSQL, or a pooler before it."""
         return self.url.get_backend_name() == "postgresql"
+
+    @property
+    def sslmode(self) -> str:
+        """What the URL, or else the environment, asks for; libpq's default without either."""
+        asked = libpq_parameters(self.url).get("sslmode")
+        return asked or os.environ.get("PGSSLMODE") or "prefer"
 
     @property
     def engine(self) -> Engine:

@@ -107,29 +107,28 @@ _SYSTEM = "system"
 
 def explain_certificate(case: Case, message: str) -> Finding:
     """Say why the driver has not accepted a certificate."""
-    parameters = libpq_parameters(case.url)
-    mode = parameters.get("sslmode") or os.environ.get("PGSSLMODE", "")
     default = Path.home() / ".postgresql" / "root.crt"
-    root = parameters.get("sslrootcert") or os.environ.get("PGSSLROOTCERT") or str(default)
+    root = libpq_parameters(case.url).get("sslrootcert")
+    root = root or os.environ.get("PGSSLROOTCERT") or str(default)
     try:
-        finding = _look(case, root, mode)
+        finding = _look(case, root)
     except (OSError, ValueError):  # the server is gone, or the file is not what is looked for
         finding = None
     return finding or CERTIFICATE.found(message=message)
 
 
-def _look(case: Case, root: str, mode: str) -> Finding | None:
+def _look(case: Case, root: str) -> Finding | None:
     if root != _SYSTEM and not _holds_certificates(root):
-        return ROOT_FILE.found(root=root, mode=mode)
+        return ROOT_FILE.found(root=root, mode=case.sslmode)
     try:
         certificate = _verify(case, root)
     except ssl.SSLCertVerificationError as error:
         if error.verify_code == _HAS_EXPIRED:
-            return EXPIRED.found(date=_date(case, root, "notAfter"), mode=mode)
+            return EXPIRED.found(date=_date(case, root, "notAfter"), mode=case.sslmode)
         if error.verify_code == _IS_NOT_YET_VALID:
-            return NOT_YET.found(date=_date(case, root, "notBefore"), mode=mode)
+            return NOT_YET.found(date=_date(case, root, "notBefore"), mode=case.sslmode)
         shown = "a root of this system" if root == _SYSTEM else root
-        return ROOT.found(root=shown, reason=error.verify_message, mode=mode)
+        return ROOT.found(root=shown, reason=error.verify_message, mode=case.sslmode)
     try:
         _verify(case, root, for_host=True)
     except ssl.SSLCertVerificationError:

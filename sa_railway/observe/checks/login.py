@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 from sqlalchemy import text
 
-from sa_railway.config.drivers import libpq_parameters
 from sa_railway.config.url import normalize_url
 from sa_railway.faults import FaultKind, classify, first_line
 from sa_railway.observe.case import Case, Seen, SilentError
@@ -159,7 +157,7 @@ def _lacks_file(case: Case, error: Exception) -> bool:
     """Return whether it is the root certificate that is not there; asyncpg does not name it."""
     cause = getattr(error, "orig", None) or error
     is_missing = any(isinstance(e, FileNotFoundError) for e in (cause, cause.__cause__))
-    return is_missing and _mode(case).startswith("verify")
+    return is_missing and case.sslmode.startswith("verify")
 
 
 def _kind(case: Case, message: str, sqlstate: str | None) -> Kind | None:
@@ -179,7 +177,7 @@ def _by_encryption(case: Case, message: str) -> Kind:
     """
     opposites = {"require": admission.TLS_DEMANDED, "disable": admission.TLS_REFUSED}
     mode = "require" if _PLAIN.search(message) else "disable"
-    is_possible = case.offers_tls and _mode(case) != "prefer"  # which has tried both by itself
+    is_possible = case.offers_tls and case.sslmode != "prefer"  # which has tried both by itself
     if is_possible and not _is_without_entry(case, mode):
         return opposites[mode]
     return admission.NO_ENTRY
@@ -204,15 +202,11 @@ def _fill(case: Case, kind: Kind, message: str, advice: str) -> Finding:
         role=quoted(user),
         database=database,
         db=quoted(database),
-        mode=_mode(case),
+        mode=case.sslmode,
         client=_client(message),
         message=message,
         advice=advice if case.is_postgres else _ADVICE,
     )
-
-
-def _mode(case: Case) -> str:
-    return libpq_parameters(case.url).get("sslmode") or os.environ.get("PGSSLMODE") or "prefer"
 
 
 def _client(message: str) -> str:

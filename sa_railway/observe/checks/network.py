@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import os
 import socket
 import ssl
 import time
 
-from sa_railway.config.drivers import libpq_parameters
 from sa_railway.observe.case import Address, Case, NotRunError, Seen
 from sa_railway.observe.checks.greetings import MYSQL, SSL_REQUEST, is_postgres, name_of
 from sa_railway.observe.checks.names import SERVERS
@@ -245,14 +243,12 @@ def ask_for_tls(address: Address, seconds: float) -> socket.socket:
 
 def _greet_postgres(case: Case, address: Address) -> Seen:
     """Ask for TLS, which every PostgreSQL answers."""
-    parameters = libpq_parameters(case.url)
-    mode = parameters.get("sslmode") or os.environ.get("PGSSLMODE") or "prefer"
     started = time.monotonic()
     try:
         with ask_for_tls(address, case.timeout) as connection:
             answer = connection.recv(_ENOUGH)
             case.offers_tls = answer == b"S"
-            if case.offers_tls and mode not in ("disable", "allow"):
+            if case.offers_tls and case.sslmode not in ("disable", "allow"):
                 return f"{_handshake(connection)}, in {_milliseconds(started)}", []
     except ConnectionError:
         answer = b""
@@ -262,7 +258,7 @@ def _greet_postgres(case: Case, address: Address) -> Seen:
         return "", [CLOSED.found(**_values(case))]
     if not is_postgres(answer):
         return "", [_other(case, name_of(answer))]
-    return _without_tls(address, mode, offered=case.offers_tls)
+    return _without_tls(address, case.sslmode, offered=case.offers_tls)
 
 
 def _greet(case: Case, address: Address) -> Seen:
