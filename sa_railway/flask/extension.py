@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from flask import current_app, has_app_context
 
-from sa_railway.engine import counting, fork
-from sa_railway.engine.profiles import profile_of
+from sa_railway.engine import counting
+from sa_railway.engine.profiles import has_plugin, profile_of
 from sa_railway.exc import ConfigurationError
 from sa_railway.flask import circumstances, uncommitted
 from sa_railway.flask.access import check_token
@@ -154,8 +154,7 @@ def _current_session() -> OpenSession | None:
 
 def _warn_if_unprotected(app: Flask, database: Database, name: str, engine: Engine) -> None:
     """Say that *engine* is without the plugin; an SQLite file has no connection to lose."""
-    protected = {other.dialect for other in fork.engines()}
-    if engine.dialect not in protected and engine.dialect.name != "sqlite":
+    if not has_plugin(engine) and engine.dialect.name != "sqlite":
         logger.warning(
             "Flask app %r: database %r is not protected, as its engine is without the plugin. "
             "Configure %s, with engine_options from sa_railway",
