@@ -215,9 +215,8 @@ def sqlstate_of(error: BaseException) -> str | None:
     return classify(error).sqlstate
 
 
-def backend_pid(driver_connection: Any) -> int | None:
+def backend_pid(driver_connection: Any) -> int:
     """Return the backend that the client was told of: psycopg2 and psycopg, then asyncpg."""
     if hasattr(driver_connection, "info"):
-        pid: int = driver_connection.info.backend_pid
-        return pid
+        return int(driver_connection.info.backend_pid)
     return int(driver_connection.get_server_pid())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import Any
 
 from sqlalchemy import Connection, QueuePool, text
 
+from sa_railway.commit.wire import backend_pid
 from sa_railway.config.budget import plan_budget
 from sa_railway.observe.case import Case, NotRunError, Seen, SilentError
 from sa_railway.observe.checks.sessions import read_limits
@@ -170,12 +170,10 @@ def _backend_pid(connection: Connection) -> int:
 
 def _told_pid(connection: Connection) -> int:
     """Return the backend's pid as the server, or a pooler, said at the beginning."""
-    driver: Any = connection.connection.driver_connection
-    if hasattr(driver, "get_server_pid"):  # asyncpg
-        return int(driver.get_server_pid())
-    if hasattr(driver, "info"):  # psycopg2, psycopg
-        return int(driver.info.backend_pid)
-    raise NotRunError("the driver does not tell the backend's pid")
+    try:
+        return backend_pid(connection.connection.driver_connection)
+    except AttributeError:
+        raise NotRunError("the driver does not tell the backend's pid") from None
 
 
 def check_budget(case: Case) -> Seen:
