@@ -10,10 +10,10 @@ import re
 
 from sqlalchemy import URL
 
-__all__ = ["masked", "shows_password"]
+__all__ = ["SECRET", "masked", "shows_password"]
 
-# passwd is MySQL's, oauth_client_secret libpq's
-_SECRET = re.compile(r"passw|secret|token", re.IGNORECASE)
+SECRET = re.compile(r"passw|secret|token", re.IGNORECASE)
+"""What the name of a secret parameter holds: passwd is MySQL's, oauth_client_secret libpq's."""
 
 
 def masked(url: URL) -> str:
@@ -21,7 +21,7 @@ def masked(url: URL) -> str:
     if shows_password(url):
         return f"{url.drivername}://***"
     query = {
-        name: "***" if _SECRET.search(name) else _without_secret(value)
+        name: "***" if SECRET.search(name) else _without_secret(value)
         for name, value in url.query.items()
     }
     return url.set(query=query).render_as_string().replace("%2A%2A%2A", "***")
@@ -51,6 +51,6 @@ def _masked_parameter(text: str) -> str:
     """Mask what follows a secret's name and an equals sign; each character is looked at once."""
     *names, _ = pieces = text.split("=")
     for number, name in enumerate(names, 1):
-        if _SECRET.search(name):
+        if SECRET.search(name):
             return "=".join([*pieces[:number], "***"])
     return text

@@ -13,6 +13,7 @@ from urllib.parse import quote, quote_plus
 from sqlalchemy import URL
 
 from sa_railway.config.drivers import last
+from sa_railway.config.masking import SECRET
 
 __all__ = ["redacted"]
 
@@ -31,7 +32,6 @@ _QUOTED = re.compile(
     r"""(?<!\w)(?:"[^"\n]*"|'[^'\n]*'|`[^`\n]*`)(?!\w)"""
 )
 _IS_NO_WORD = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z]).{8,}", re.DOTALL)
-_SECRET = re.compile(r"passw|secret|token", re.IGNORECASE)
 
 
 def redacted(message: str, url: URL) -> str:
@@ -68,7 +68,7 @@ def _names(url: URL) -> Iterator[str]:
 
 def _spellings(url: URL) -> Iterator[str]:
     """Yield the secrets of *url*, as they are and as a URL or a repr has them, longest first."""
-    values = [last(value) for name, value in url.query.items() if _SECRET.search(name)]
+    values = [last(value) for name, value in url.query.items() if SECRET.search(name)]
     secrets = filter(None, (url.password, *values))
     spelled = {f(secret) for secret in secrets for f in (str, quote, quote_plus, _escaped)}
     yield from sorted(spelled, key=len, reverse=True)
