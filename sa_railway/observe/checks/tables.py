@@ -71,7 +71,7 @@ def check_tables(case: Case) -> Seen:
     uses_marker = case.is_postgres and case.profile.commit_marker
     if not case.tables and not uses_marker:
         raise NotRunError("none was asked for (--table)")
-    seen, findings = [], []
+    findings = []
     with case.connection() as connection:
         missing = Gate(case.tables, None, "").missing(connection)
         if missing:
@@ -83,9 +83,7 @@ def check_tables(case: Case) -> Seen:
         if uses_marker:
             there.append(TABLE)
             findings += _judge_marker(case, connection)
-    if not findings:
-        seen.append(f"there: {', '.join(there)}")
-    return "; ".join(seen), findings
+    return "" if findings else f"there: {', '.join(there)}", findings
 
 
 def _denied(case: Case, connection: Connection, table: str) -> list[Finding]:
