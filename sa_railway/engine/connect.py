@@ -24,15 +24,12 @@ from sa_railway.engine.guard import guarded
 from sa_railway.engine.naming import engine_name
 from sa_railway.engine.stopping import is_stopping, watch
 from sa_railway.engine.waiting import backoff_delay, is_impatient, parts, sleeper
-from sa_railway.faults import Fault, FaultKind, classify, first_line
+from sa_railway.faults import Fault, classify, first_line
+from sa_railway.faults.conditions import AWAY
 
 __all__ = ["Patience"]
 
 logger = logging.getLogger("sa_railway.engine.connect")
-
-
-# what a driver reports while the server is away, or still full of clients that came back first
-_AWAY = {FaultKind.CONNECT_TRANSIENT, FaultKind.DISCONNECT, FaultKind.RESOURCE}
 
 
 class Patience:
@@ -118,7 +115,7 @@ class Patience:
 
     def _delay(self, number: int, deadline: float, fault: Fault, error: Exception) -> float | None:
         """Return how long to wait before the next attempt, or None when there is none to come."""
-        if fault.kind not in _AWAY:
+        if fault.kind not in AWAY:
             self._breaker.close()  # the server answered, so it is there
             return None
         if is_stopping():

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sa_railway.exc import ConfigurationError
 from sa_railway.faults.conditions import ADVICE, CONDITIONS, TRANSIENT, Condition, FaultKind
 from sa_railway.faults.messages import condition_in
-from sa_railway.faults.origin import severity_of
+from sa_railway.faults.origin import DRIVERS, severity_of
 
 __all__ = ["Fault", "FaultKind", "check_kinds", "classify", "first_line"]
 
@@ -76,9 +76,8 @@ _UNREACHABLE = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL}
 )
 
-# Whose messages are looked up, besides what a DBAPIError wraps, which is a driver's
-# whatever its class. The message of the DBAPIError itself is not: it holds the SQL.
-_DRIVERS = frozenset({"psycopg2", "psycopg", "asyncpg"})
+# Whose messages are looked up besides those of the drivers, and of what a DBAPIError wraps, which
+# is a driver's whatever its class. The message of the DBAPIError itself is not: it holds the SQL.
 _SPEAKERS = frozenset(
     {
         "sqlalchemy.exc.InvalidRequestError",
@@ -251,7 +250,7 @@ def _by_text(chain: list[BaseException]) -> str | None:
 
 def _message(error: BaseException, name: str, *, is_drivers: bool) -> str:
     """Return what *error* says, if it speaks of a connection."""
-    if is_drivers or name.partition(".")[0] in _DRIVERS:
+    if is_drivers or name.partition(".")[0] in DRIVERS:
         return str(error)
     if name in _SPEAKERS:
         return str(error).partition("\n")[0]  # SQL and its parameters follow in further lines

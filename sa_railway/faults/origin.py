@@ -8,10 +8,13 @@ from collections.abc import Iterator
 
 from sqlalchemy.exc import DBAPIError, StatementError
 
-__all__ = ["is_of_database", "members", "severity_of"]
+__all__ = ["DRIVERS", "is_of_database", "members", "severity_of"]
 
-# Whose classes say it. SQLAlchemy has some of its own for asyncpg's errors.
-_SOURCES = frozenset({"sqlalchemy", "psycopg2", "psycopg", "asyncpg"})
+DRIVERS = frozenset({"psycopg2", "psycopg", "asyncpg"})
+"""The packages of the drivers that are known."""
+
+# Whose classes say it. SQLAlchemy defines some for asyncpg's errors.
+_SOURCES = DRIVERS | {"sqlalchemy"}
 
 # Where asyncpg's errors of the network may arise, besides the standard library.
 _BENEATH_ASYNCPG = sys.stdlib_module_names | {"asyncpg", "uvloop", "winloop"}

@@ -30,6 +30,7 @@ from sa_railway.engine.waiting import backoff_delay, is_impatient
 from sa_railway.engine.watchdog import limit
 from sa_railway.exc import ConfigurationError, NotReadyError
 from sa_railway.faults import Fault, FaultKind, classify, first_line
+from sa_railway.faults.conditions import AWAY
 from sa_railway.plugin import create_engine
 from sa_railway.recovery.gate import Gate
 
@@ -39,7 +40,6 @@ logger = logging.getLogger("sa_railway.recovery.wait")
 
 Progress = Callable[[str], object]
 
-_PASSING = {FaultKind.CONNECT_TRANSIENT, FaultKind.DISCONNECT, FaultKind.RESOURCE}
 _DEFAULT_LIMIT = 10.0  # seconds for an answer, and for connecting if the engine has no limit
 _BACKOFF_BASE = 0.1
 _BACKOFF_CAP = 1.0  # a server that is back is found within this time
@@ -165,7 +165,7 @@ class Wait:
         fault = classify(error)
         if fault.kind is FaultKind.CONNECT_PERMANENT:
             error.add_note(f"sa_railway: {fault.advice}")
-        if fault.kind not in _PASSING:
+        if fault.kind not in AWAY:
             return None
         delay = self._delay()
         if delay is None:
