@@ -22,7 +22,7 @@ from sqlalchemy import URL, Connection, Engine, text
 from sqlalchemy.pool import NullPool
 
 from sa_railway.config.options import CONNECT_TIMEOUTS
-from sa_railway.config.url import find_url, normalize_url
+from sa_railway.config.url import find_url
 from sa_railway.engine.attempt import limit_of
 from sa_railway.engine.naming import engine_name
 from sa_railway.engine.stopping import is_stopping, watch
@@ -113,7 +113,7 @@ def _engine_for(target: str | URL | Engine | None) -> Iterator[Engine]:
     url = find_url(target)
     if url.get_dialect().is_async:
         url = url.set(drivername=url.get_backend_name())
-    engine = create_engine(normalize_url(url), profile="script", poolclass=NullPool)
+    engine = create_engine(url, profile="script", poolclass=NullPool)
     try:
         yield engine
     finally:
