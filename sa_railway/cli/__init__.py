@@ -4,7 +4,7 @@ A subcommand is a function that adds its parser to the others and names the func
 which takes the parsed arguments and returns the exit status; it is listed in ``_COMMANDS``.
 
 Exit statuses: 0, it is as it should be; 1, it is not; 2, the command was not used correctly;
-130, Ctrl-C; 141, whoever read the output has gone, as in ``| head``.
+130, Ctrl-C; 141, the reader of the output has gone, as in ``| head``.
 """
 
 from __future__ import annotations
@@ -91,6 +91,17 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object, and no more")
 
 
+def _add_tables(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--table",
+        metavar="NAME",
+        dest="tables",
+        action="append",
+        default=[],
+        help="a table that must be there, such as orders or billing.invoice; may be repeated",
+    )
+
+
 def _add_wait(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "wait",
@@ -104,14 +115,7 @@ def _add_wait(subparsers: Any) -> None:
     parser.add_argument(
         "--timeout", metavar="S", type=float, default=120.0, help="seconds; default: %(default)g"
     )
-    parser.add_argument(
-        "--table",
-        metavar="NAME",
-        dest="tables",
-        action="append",
-        default=[],
-        help="a table that must be there, such as orders or billing.invoice; may be repeated",
-    )
+    _add_tables(parser)
     parser.add_argument(
         "--revision", metavar="REV", help="the Alembic revision to be reached: an id, or head"
     )
@@ -175,14 +179,7 @@ def _add_doctor(subparsers: Any) -> None:
     parser.set_defaults(run=_doctor, prog=parser.prog)
     parser.add_argument("url", metavar="URL", nargs="?", help="default: from the environment")
     _add_scale(parser)
-    parser.add_argument(
-        "--table",
-        metavar="NAME",
-        dest="tables",
-        action="append",
-        default=[],
-        help="a table that must be there; may be repeated",
-    )
+    _add_tables(parser)
     parser.add_argument(
         "--timeout",
         metavar="S",
