@@ -223,7 +223,7 @@ def _change(change: Callable[[tuple[Subscription, ...]], tuple[Subscription, ...
 
 
 def announce(event: Event) -> None:
-    """Hand *event* to everybody who wants it. Never raises."""
+    """Hand *event* to all that listen to it. Never raises."""
     for subscriber in _hearers.get(type(event), ()):
         try:
             subscriber(event)

@@ -2,8 +2,8 @@
 
 SQLAlchemy keeps a connection in the pool unless its dialect calls the error a disconnect. The
 dialects do not know a server that became a standby (25006), a protocol that lost its
-synchronisation, or the bare ``OSError`` of asyncpg: connections that would fail for ever. And some
-go by texts, which may be about another connection, such as that of a dblink.
+synchronisation, or the bare ``OSError`` of asyncpg: connections that would never work again. And
+some go by texts, which may be about another connection, such as that of a dblink.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Who has held a connection for too long, and where it was checked out.
 
-A leaked connection is one less for everybody else, and the error of an exhausted pool names those
+A leaked connection is one less for all other work, and the error of an exhausted pool names those
 who wait, not those who hold. So the stack of every checkout is kept while the connection is out:
 as code and position only, since lines and texts are needed for the few that are ever shown.
 """
@@ -164,7 +164,7 @@ class _Holdings:
         events.announce(events.LeakReturned(self._engine, seconds))
 
     def forget_parent(self) -> None:
-        """Begin anew in a forked child, whose pool is empty."""
+        """Begin afresh in a forked child, whose pool is empty."""
         self.held.clear()
         self.reported.clear()
 

@@ -165,12 +165,12 @@ class _Releaser:
 
 @guarded
 def _close(idleness: _Idleness) -> None:
-    """Close the driver's connection without waiting for anybody."""
+    """Close the driver's connection without waiting."""
     connection = idleness.connection
     if idleness.loop is None:
         connection.close()
         return
-    # the close() of psycopg and asyncpg would have to be awaited, and there is nobody to do so
+    # the close() of psycopg and asyncpg would have to be awaited, and nothing here could do so
     end = connection.pgconn.finish if hasattr(connection, "pgconn") else connection.terminate
     if not idleness.loop.is_closed():
         idleness.loop.call_soon_threadsafe(end)

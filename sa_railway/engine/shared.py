@@ -1,4 +1,4 @@
-"""Numbers that every process of an application can read: each writes its own, anybody adds them up.
+"""Numbers that every process of an application can read: each writes its own, any adds them up.
 
 They lie in memory that all of these processes have mapped, so a write is a write to memory and is
 seen at once, however its process may end. A process owns one slot, by a lock on one byte of the
@@ -86,7 +86,7 @@ class SharedNumbers:
         self._memory = mmap.mmap(-1 if self._descriptor is None else self._descriptor, size)
 
     def forget_parent(self) -> None:
-        """Begin anew in a forked child, which has the memory of its parent but not its locks."""
+        """Begin afresh in a forked child, which has the memory of its parent but not its locks."""
         self._lock = threading.Lock()
         self._slot = None
         if self._descriptor is None:
@@ -190,8 +190,8 @@ def _open(name: str) -> int:
 def _open_file(path: Path) -> int:
     """Open the file *path*, but no other one that a link to it stands there for.
 
-    It is going to be made larger and written to, and in a directory such as /tmp anybody can put a
-    link to a file of the user's there.
+    It is going to be made larger and written to, and in a directory such as /tmp any user can put a
+    link to a file of another user there.
 
     Raises:
         OSError: it cannot be opened, or is a link or no file.

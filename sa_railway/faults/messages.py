@@ -14,7 +14,7 @@ __all__ = ["TEXTS", "condition_in"]
 # "no pg_hba.conf entry"); else a refusal for good ends it, although another address did not answer
 # (::1 refused, then 127.0.0.1 "password authentication failed"); the network comes last. What else
 # fails at connect is waited for: an unknown text costs one patience if it was permanent, an outage
-# if it was not and everybody gave up at once.
+# if it was not and all clients gave up at once.
 TEXTS: tuple[tuple[str, str], ...] = (
     # a server that will be ready soon
     ("the database system is", "57P03"),  # starting up, shutting down, in recovery mode, ...
@@ -134,6 +134,6 @@ _QUOTED = re.compile(r""""[^"]*"|'[^'\n]*'""")
 
 def condition_in(message: str) -> str | None:
     """Return the condition that *message* tells; None if it is not known."""
-    # names of hosts, users and databases are anybody's choice
+    # names of hosts, users and databases are free to choose
     text = _QUOTED.sub('""', in_english(message)).lower()
     return next((key for part, key in TEXTS if part in text), None)

@@ -1,4 +1,4 @@
-"""Who may see the endpoints of an application that are not for everybody."""
+"""Which requests may see the endpoints of an application that are not public."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_token(app: Flask) -> None:
 
 
 def allowed() -> bool:
-    """Return whether the current request may see what is not for everybody.
+    """Return whether the current request may see what is not public.
 
     It may if it carries the token, or if the application is in debug and not on Railway. The token
     is ``RAILWAY_HEALTH_TOKEN`` of the application's configuration, or else the environment variable

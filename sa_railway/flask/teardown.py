@@ -56,7 +56,7 @@ def end_sessions(database: Database, error: BaseException | None, *, commit: boo
 
 
 # What has ended is looked at only where that matters, since most requests leave nothing. Another
-# thread, in which asyncio may run, knows nothing of a command, so it is told.
+# thread, in which asyncio may run, knows nothing of a command, so it gets what was seen here.
 Look = Callable[[], Circumstances]
 
 

@@ -1,4 +1,4 @@
-"""Who may see what is not for everybody: the holder of a token.
+"""Which requests may see what is not public: those with the token.
 
 On Railway an application is on the internet. A token that can be guessed opens nothing there, and
 nor does debug mode, which is switched on by one variable of the environment; elsewhere both do, and
@@ -47,7 +47,7 @@ def may_see(
     *,
     debug: bool,
 ) -> bool:
-    """Return whether a request may see what is not for everybody.
+    """Return whether a request may see what is not public.
 
     Args:
         token: as ``configured_token()`` gives it.
@@ -101,7 +101,7 @@ def _carries(token: str, headers: Iterable[tuple[str, str]], query: Mapping[str,
 
 
 def refusal_text(token: str | None) -> str:
-    """Return what a request that may not see it is told."""
+    """Return the text of the answer to a request that may not see it."""
     if token is None:
         in_debug = (
             "On Railway it is needed in debug mode, too."

@@ -192,7 +192,7 @@ class Case:
         expired: list[Callable[[], bool]] = []
 
         def guard(_connection: object, record: Any) -> None:
-            """Limit also what the dialect asks of a connection before anybody else gets it."""
+            """Limit also what the dialect asks of a connection before any other code gets it."""
             left = max(0.0, deadline - time.monotonic())
             expired.append(guards.enter_context(limit(record.driver_connection, left)))
 

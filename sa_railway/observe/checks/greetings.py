@@ -1,4 +1,4 @@
-"""Who answers at a port: the first bytes of PostgreSQL, and those of what is mistaken for it."""
+"""What answers at a port: the first bytes of PostgreSQL, and those of what is mistaken for it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def is_postgres(answer: bytes) -> bool:
 
 
 def name_of(answer: bytes) -> str:
-    """Say who gives a first *answer* that is not PostgreSQL's."""
+    """Name what gives a first *answer* that is not PostgreSQL's."""
     for pattern, name in _NAMES:
         if re.match(pattern, answer, re.DOTALL):
             return name

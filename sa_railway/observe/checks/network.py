@@ -1,4 +1,4 @@
-"""The way to the server without a driver: whether a port takes connections, and who answers."""
+"""The way to the server without a driver: whether a port takes connections, and what answers."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ PLAIN = Kind(
 _NO_ROUTE = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 )
-_ENOUGH = 256  # bytes of a first answer, to tell who gives it
+_ENOUGH = 256  # bytes of a first answer, to tell what gives it
 
 
 class _NoTlsError(Exception):
@@ -216,7 +216,7 @@ def _rank(error: OSError) -> int:
 
 
 def check_tls(case: Case) -> Seen:
-    """See who answers; ask PostgreSQL for TLS, and begin it unless the URL forbids it."""
+    """See what answers; ask PostgreSQL for TLS, and begin it unless the URL forbids it."""
     if case.address is None:
         raise NotRunError("there is no address to connect to")
     try:

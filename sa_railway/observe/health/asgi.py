@@ -24,9 +24,9 @@ class HealthApp:
 
     Args:
         engines: one engine, of asyncio or not, or several by the names they shall have.
-        token: who sends it may see ``database``; None takes the environment variable
+        token: a client that sends it may see ``database``; None takes the environment variable
             ``RAILWAY_HEALTH_TOKEN``.
-        debug: whether everybody may; on Railway, nobody may without the token.
+        debug: whether every client may; on Railway, none may without the token.
     """
 
     def __init__(self, engines: Engines, *, token: str | None = None, debug: bool = False) -> None:

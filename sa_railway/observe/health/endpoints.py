@@ -85,9 +85,9 @@ def respond(
         path: of the URL.
         headers: of the request, as pairs.
         query: the parameters of the URL.
-        token: who sends it may see ``database``; None takes the environment variable
+        token: a client that sends it may see ``database``; None takes the environment variable
             ``RAILWAY_HEALTH_TOKEN``.
-        debug: whether everybody may; on Railway, nobody may without the token.
+        debug: whether every client may; on Railway, none may without the token.
     """
     named = by_name(engines)
     found = route(named, path, headers, query or {}, token=token, debug=debug)
@@ -176,7 +176,7 @@ def ready(engines: Mapping[str, Engine], probes: Probes) -> Answer:
 def database(
     engines: Mapping[str, Engine], probes: Probes, *, html: bool, application: str | None = None
 ) -> Answer:
-    """Tell all that is known, as JSON or as a page. Not for everybody.
+    """Tell all that is known, as JSON or as a page. Not public.
 
     On Railway the *application* is called by the name of its service.
 

@@ -52,7 +52,7 @@ logger = logging.getLogger("sa_railway.observe.health.probe")
 # One a second at most, so this holds the last quarter of an hour or more.
 _KEPT = 900
 
-# Who may not see the sessions of others gets a NULL for all but their process ids and databases.
+# A role that may not see the sessions of others gets NULL for all but their pids and databases.
 _FACTS = """
     SELECT current_setting('server_version'),
         current_setting('max_connections')::int
@@ -103,7 +103,7 @@ class Probe:
 
     Attributes:
         failure: why there was no answer; None if there was one. Like the advice, it holds nothing
-            that was in the error, and may be shown to anybody.
+            that was in the error, and may be shown to any client.
         advice: what to do about it.
         is_full: whether the server, or a pooler before it, has no connection left to give.
         round_trip: seconds for a ``SELECT 1`` on the open connection.
