@@ -162,17 +162,23 @@ def test_a_fork_with_the_locks_of_the_pool_held_does_not_block_the_child(engine)
         assert in_child(lambda: engine.connect().scalar(text("SELECT 1")) == 1)
 
 
-def test_an_in_memory_sqlite_database_keeps_its_rows_in_the_child():
-    engine = sa_railway.create_engine("sqlite://")
+def with_a_row(url):
+    """Return an engine of a new SQLite database, and what looks for the row that is in it."""
+    engine = sa_railway.create_engine(url)
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE t (n int)"))
         connection.execute(text("INSERT INTO t VALUES (7)"))
 
-    def rows():
+    def has_row():
         with engine.connect() as connection:
             return connection.scalars(text("SELECT n FROM t")).all() == [7]
 
-    assert in_child(rows)
+    return engine, has_row
+
+
+def test_an_in_memory_sqlite_database_keeps_its_rows_in_the_child():
+    engine, has_row = with_a_row("sqlite://")
+    assert in_child(has_row)
     engine.dispose()
 
 
@@ -367,14 +373,6 @@ def test_such_a_child_has_a_watchdog(postgres):
 
 @pytest.mark.parametrize("path", ["", "/app.db"])
 def test_such_a_child_leaves_an_sqlite_database_as_it_is(tmp_path, path):
-    engine = sa_railway.create_engine(f"sqlite://{'/' + str(tmp_path) + path if path else ''}")
-    with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE t (n int)"))
-        connection.execute(text("INSERT INTO t VALUES (7)"))
-
-    def rows():
-        with engine.connect() as connection:
-            return connection.scalars(text("SELECT n FROM t")).all() == [7]
-
-    assert fork_unseen(rows)
+    engine, has_row = with_a_row(f"sqlite://{'/' + str(tmp_path) + path if path else ''}")
+    assert fork_unseen(has_row)
     engine.dispose()

@@ -2,7 +2,6 @@
 
 import _thread
 import select
-import socket
 import threading
 from types import SimpleNamespace
 
@@ -13,14 +12,6 @@ from sa_railway.engine.driver import is_pooled
 from sa_railway.engine.liveness import Look, look
 from sa_railway.engine.native import Bell
 from sa_railway.engine.watchdog import Deadline
-
-
-@pytest.fixture
-def pair():
-    ours, theirs = socket.socketpair()
-    ours.settimeout(10)
-    with ours, theirs:
-        yield ours, theirs
 
 
 @pytest.fixture

@@ -10,15 +10,6 @@ from sa_railway.engine import watchdog
 from sa_railway.engine.watchdog import Deadline
 
 
-@pytest.fixture
-def pair():
-    ours, theirs = socket.socketpair()
-    # only so that a broken watchdog fails the test instead of blocking it
-    ours.settimeout(10)
-    with ours, theirs:
-        yield ours, theirs
-
-
 def test_a_call_that_is_never_answered_returns(pair):
     ours, _ = pair
 
