@@ -63,7 +63,7 @@ class RailwayPlugin(CreateEnginePlugin):
             kwargs.pop(_LEADER)
             return
         target = parse_url("url", url)
-        if not (kwargs.get("module") or has_driver(url, asyncio=is_async)):
+        if "module" not in kwargs and not has_driver(url, asyncio=is_async):
             target = choose_driver(target, asyncio=is_async)
         profile = profile or profile_named_in(target) or "web"
         if not isinstance(profile, Profile):

@@ -12,8 +12,15 @@ from sqlalchemy import URL
 
 __all__ = ["SECRET", "masked", "shows_password"]
 
-SECRET = re.compile(r"passw|secret|token", re.IGNORECASE)
-"""What the name of a secret parameter holds: passwd is MySQL's, oauth_client_secret libpq's."""
+SECRET = re.compile(
+    r"passw|pwd|secret|token|credential|api_?key|(?:access|account|private|shared)_?key",
+    re.IGNORECASE,
+)
+"""What the name of a secret parameter holds.
+
+passwd is MySQL's, oauth_client_secret libpq's, PWD ODBC's; keys and credentials are those of cloud
+databases. libpq's sslkey is the name of a file.
+"""
 
 
 def masked(url: URL) -> str:
@@ -44,7 +51,9 @@ def _without_secret(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 def _masked_parameters(text: str) -> str:
-    return "&".join(map(_masked_parameter, text.split("&")))
+    # in odbc_connect, semicolons part them
+    parts = re.split(r"([&;])", text)
+    return "".join(_masked_parameter(part) for part in parts)
 
 
 def _masked_parameter(text: str) -> str:

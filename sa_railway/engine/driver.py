@@ -58,9 +58,10 @@ def bytes_received(asyncpg_connection: Any) -> int | None:
         return None
     try:
         found = _socket_of(asyncpg_connection).getsockopt(*_TCP_INFO)
-    except (AttributeError, OSError):  # a connection that is closed; a Unix socket
+        count = found[_BYTES_RECEIVED]
+    except (AttributeError, OSError, TypeError):  # closed; a Unix socket; no socket at all
         return None
-    return int.from_bytes(found[_BYTES_RECEIVED], sys.byteorder) if len(found) == 136 else None
+    return int.from_bytes(count, sys.byteorder) if len(count) == 8 else None
 
 
 def identity(descriptor: int) -> Identity | None:

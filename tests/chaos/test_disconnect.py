@@ -13,6 +13,8 @@ from sqlalchemy.pool import NullPool, QueuePool
 from within import DRIVERS, driver_of, using
 
 import sa_railway
+from sa_railway.commit.sql import Writes
+from sa_railway.commit.work import work_on
 from sa_railway.engine import disconnect
 
 
@@ -198,6 +200,71 @@ def test_the_rest_of_a_dead_pool_is_closed_in_asyncio(postgres, driver):
 
     asyncio.run(main())
     assert len(closed) == len(set(map(id, closed))) == 3
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_listener_may_keep_the_rest_of_the_pool(postgres, keeps):
+    engine = sa_railway.create_engine(postgres.url)
+    others = fill(engine, 2)
+
+    @event.listens_for(engine, "handle_error")
+    def keep(context):
+        context.invalidate_pool_on_disconnect = not keeps
+
+    with engine.connect() as connection:
+        connection.connection.driver_connection.close()
+        with pytest.raises(sqlalchemy.exc.DBAPIError):
+            connection.execute(text("SELECT 1"))
+    assert sorted(one.closed for one in others) == ([0, 1] if keeps else [1, 1])
+    engine.dispose()
+
+
+def test_a_listener_of_all_engines_may_call_an_error_a_disconnect(postgres):
+    def upgrade(context):
+        context.is_disconnect = True
+
+    engine = sa_railway.create_engine(postgres.url)
+    event.listen(sqlalchemy.Engine, "handle_error", upgrade)
+    try:
+        with (
+            engine.connect() as connection,
+            pytest.raises(sqlalchemy.exc.DataError) as caught,
+        ):
+            connection.execute(text("SELECT 1 / 0"))
+    finally:
+        event.remove(sqlalchemy.Engine, "handle_error", upgrade)
+    assert caught.value.connection_invalidated
+    engine.dispose()
+
+
+def test_a_listener_that_fails_while_a_pool_is_closed_costs_no_place_in_it(postgres):
+    engine = sa_railway.create_engine(
+        postgres.url, pool_size=3, max_overflow=0, pool_timeout=0.1, pre_ping=False
+    )
+    fill(engine)
+
+    @event.listens_for(engine, "close")
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    postgres.terminate_backends()
+    with contextlib.suppress(KeyboardInterrupt), engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    event.remove(engine, "close", fail)
+    assert len(fill(engine)) == 3
+    engine.dispose()
+
+
+def test_several_hosts_of_asyncpg_are_seen_as_one_is(postgres):
+    def check(connection):
+        work = work_on(driver_of(connection))
+        connection.execute(text("SELECT 1"))
+        return work.is_seen, work.writes
+
+    port = postgres.port
+    url = f"postgresql+asyncpg://postgres@/postgres?host=127.0.0.1:{port}&host=localhost:{port}"
+    two = SimpleNamespace(url_for=lambda _driver: sqlalchemy.make_url(url))
+    assert using(two, "asyncpg", check) == (True, Writes.NO)
 
 
 def test_a_loss_that_shows_late_closes_no_connection_that_was_made_since(postgres):

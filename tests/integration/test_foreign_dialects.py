@@ -90,3 +90,20 @@ def test_the_pools_way_to_connect_may_be_called_as_that_of_sqlalchemy(postgres):
         engine.pool._creator().close()
         engine.pool._creator(None).close()
         engine.dispose()
+
+
+def test_a_dsn_in_libpqs_own_form_is_handed_on(postgres):
+    dsn = f"host=127.0.0.1 port={postgres.port} user=postgres dbname=postgres"
+    url = sqlalchemy.URL.create("postgresql+psycopg2", query={"dsn": dsn})
+    engine = sa_railway.create_engine(url)
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT inet_server_port()")) == postgres.port
+    engine.dispose()
+
+
+def test_the_parameters_of_another_dialect_stay_where_they_are():
+    engine = sqlalchemy.create_engine(
+        "nameless://host/db?user=me&password=secret", plugins=["railway"], _initialize=False
+    )
+
+    assert dict(engine.url.query) == {"user": "me", "password": "secret"}

@@ -17,6 +17,16 @@ SHOWN = [
     (f"postgresql://u@h/d?SSLPASSWORD={MARK}", "postgresql://u@h/d?SSLPASSWORD=***"),
     (f"mysql://u@h/d?passwd={MARK}", "mysql://u@h/d?passwd=***"),
     (f"postgresql://h/d?oauth_client_secret={MARK}", "postgresql://h/d?oauth_client_secret=***"),
+    (
+        f"snowflake://h/d?private_key={MARK}&apikey={MARK}",
+        "snowflake://h/d?apikey=***&private_key=***",
+    ),
+    (f"bigquery://h/d?credentials_base64={MARK}", "bigquery://h/d?credentials_base64=***"),
+    (
+        f"mssql+pyodbc://?odbc_connect=UID%3Du%3BPWD%3D{MARK}%3BAPP%3Da",
+        "mssql+pyodbc://?odbc_connect=UID%3Du%3BPWD%3D***%3BAPP%3Da",
+    ),
+    ("postgresql://u@h/d?sslkey=/run/key", "postgresql://u@h/d?sslkey=%2Frun%2Fkey"),
     ("postgresql://h/d?passfile=/run/pgpass", "postgresql://h/d?passfile=%2Frun%2Fpgpass"),
     (
         f"postgresql+asyncpg://u@h/d?dsn=postgresql://?sslpassword={MARK}%26sslkey=k",

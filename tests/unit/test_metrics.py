@@ -34,6 +34,13 @@ from sa_railway.observe.metrics import Histogram, Snapshot, Window, snapshot, wi
 Make = Callable[..., Engine]
 
 
+@pytest.fixture(autouse=True)
+def _room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers without those of other tests, which may have taken all room there is."""
+    monkeypatch.setattr(counters_module, "_shared", None)
+    monkeypatch.setattr(counters_module, "_by_name", {})
+
+
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
     """Make engines for a database of their own, whose numbers begin at zero."""

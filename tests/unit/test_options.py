@@ -315,6 +315,15 @@ def test_a_limit_that_libpq_finds_in_the_environment_is_left_to_it(
     assert connect_args(url, profile=Profile(connect_timeout=5))["connect_timeout"] == 5
 
 
+@pytest.mark.parametrize("url", [PSYCOPG2, PSYCOPG])
+def test_what_a_service_file_may_say_is_left_to_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "connect_args" not in complete(url + "?service=mine")
+    monkeypatch.setenv("PGSERVICE", "mine")
+    assert "connect_args" not in complete(url)
+
+
 def test_timeout_in_the_url_that_is_no_number_is_refused() -> None:
     with pytest.raises(ConfigurationError) as caught:
         complete(ASYNCPG + "?connect_timeout=soon")
