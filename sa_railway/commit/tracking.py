@@ -227,9 +227,11 @@ def _asyncpg(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
         if seen is None:
             return connect(*args, **kwargs)
         connection = connect(*args, **{**kwargs, "connection_class": seen})
-        connection.driver_connection.railway_work = Work(is_seen=True)
         # The dialect chooses the adapter's class; a derived class without new slots may replace it.
-        connection.__class__ = _asyncpg_adapter(_class_of(connection))
+        adapter = _seen_or_none(_asyncpg_adapter, _class_of(connection))
+        if adapter is not None:
+            connection.driver_connection.railway_work = Work(is_seen=True)
+            connection.__class__ = adapter
         return connection
 
     return tracked
