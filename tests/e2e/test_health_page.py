@@ -78,7 +78,7 @@ def test_the_page_fits_and_loads_nothing_from_elsewhere(site, tab, tmp_path, wid
     tab.open(site.page, width=width, scheme=scheme)
 
     shown = tab.text()
-    assert shown.startswith("Healthy No rule is broken.")
+    assert shown.startswith("Healthy shop No rule is broken.")
     assert "99% of 100 statements, 1 failed" in shown
     assert "0 in use, of 3 at most" in shown
     assert tab.evaluate("document.title") == "Healthy: database"
@@ -96,7 +96,7 @@ def test_the_page_draws_itself_anew(site, tab):
     tab.evaluate("document.querySelector('details').open = true")
 
     with site.engine.connect(), site.engine.connect(), site.engine.connect():
-        tab.wait_for(lambda: tab.text().startswith("Degraded The pool is exhausted: 3 of 3"))
+        tab.wait_for(lambda: tab.text().startswith("Degraded shop The pool is exhausted: 3 of 3"))
     tab.wait_for(lambda: tab.text().startswith("Healthy"))
 
     assert tab.evaluate("document.title") == "Healthy: database"
@@ -120,6 +120,6 @@ def test_without_javascript_the_page_is_loaded_anew(site, tab):
     tab.call("Emulation.setScriptExecutionDisabled", value=True)
     tab.open(site.page)
 
-    assert tab.text().startswith("Healthy No rule is broken.")
+    assert tab.text().startswith("Healthy shop No rule is broken.")
     tab.wait_for(lambda: len(tab.events("Page.loadEventFired")) == 2)
     assert tab.complaints() == []

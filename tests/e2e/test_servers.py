@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,9 @@ class Served:
         (folder / "gevent.conf.py").write_text(HOOKS.format(then=PSYCOGREEN))
         (folder / "blocking.conf.py").write_text(HOOKS.format(then="pass"))
         self.log = folder / "log"
-        has_workers = "gunicorn" in arguments and "--preload" not in arguments
-        self.loads = 2 if has_workers else 1  # of the application, each in a process
+        workers = [int(n) for word, n in pairwise(arguments) if word == "--workers"]
+        # each of its workers loads the application, unless the parent has
+        self.loads = workers[-1] if workers and "--preload" not in arguments else 1
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *(part.format(port=self.port) for part in arguments)],
