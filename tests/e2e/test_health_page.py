@@ -81,7 +81,7 @@ def test_the_page_fits_and_loads_nothing_from_elsewhere(site, tab, tmp_path, wid
     assert shown.startswith("Healthy shop No rule is broken.")
     assert "99% of 100 statements, 1 failed" in shown
     assert "0 in use, of 3 at most" in shown
-    assert tab.evaluate("document.title") == "Healthy: database"
+    assert tab.evaluate("document.title") == "Healthy: shop"
     assert tab.evaluate("innerWidth") == width
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -99,7 +99,7 @@ def test_the_page_draws_itself_anew(site, tab):
         tab.wait_for(lambda: tab.text().startswith("Degraded shop The pool is exhausted: 3 of 3"))
     tab.wait_for(lambda: tab.text().startswith("Healthy"))
 
-    assert tab.evaluate("document.title") == "Healthy: database"
+    assert tab.evaluate("document.title") == "Healthy: shop"
     assert tab.evaluate("document.querySelector('details').open") is True
     assert "Drawn anew every 5 seconds." in tab.text()
     assert len(tab.events("Page.loadEventFired")) == 1
