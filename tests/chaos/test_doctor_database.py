@@ -5,7 +5,7 @@ import threading
 import psycopg
 import pytest
 import sqlalchemy
-from fix_doctor import DRIVERS, SECRET, codes, diagnose, first, result, sql_of, stands_for
+from fix_doctor import DRIVERS, SECRET, codes, diagnose, first, need, result, sql_of, stands_for
 from marked import MarkedPostgres
 from sqlalchemy import text
 
@@ -288,6 +288,7 @@ def run_alone(server, statement, database="postgres"):
 
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_database_whose_collation_has_another_version(server, execute, driver):
+    need("ICU", server)
     execute(
         "CREATE DATABASE \"a b\" LOCALE_PROVIDER icu ICU_LOCALE 'en-US' ENCODING 'UTF8' "
         "TEMPLATE template0"
@@ -308,6 +309,7 @@ def test_a_database_whose_collation_has_another_version(server, execute, driver)
 
 
 def test_an_index_whose_collation_has_another_version(server, execute):
+    need("ICU", server)
     execute("CREATE COLLATION german (provider = icu, locale = 'de')")
     execute("CREATE TABLE words (word text COLLATE german PRIMARY KEY)")
     execute("UPDATE pg_collation SET collversion = '1.1' WHERE collname = 'german'")

@@ -3,7 +3,7 @@
 import psycopg2
 import pytest
 from certificates import EXPIRED, FOR_LOCALHOST, GOOD, KEY, NOT_YET_VALID, ROOT
-from fix_doctor import DRIVERS, SECRET, codes, diagnose, first, result, sql_of, stands_for
+from fix_doctor import DRIVERS, SECRET, codes, diagnose, first, need, result, sql_of, stands_for
 from marked import MarkedPostgres
 from sqlalchemy import URL
 
@@ -114,6 +114,7 @@ def test_a_password_that_is_a_word_of_the_message(postgres, driver, password):
 def with_tls(postgres_binaries):
     """A server that speaks TLS; gives it, once pg_hba.conf has nothing but a line."""
     with MarkedPostgres(password=SECRET) as server:
+        need("TLS", server)
         connection = psycopg2.connect(
             server.url.set(drivername="postgresql").render_as_string(hide_password=False)
         )
