@@ -31,25 +31,6 @@ SECRET = MARK
 SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "doctor.schema.json").read_text())
 DRIVERS = ["psycopg2", "psycopg", "asyncpg", "psycopg_async"]
 
-# What a build of PostgreSQL may lack, as that of the wheel does, and how it says so.
-BUILT_WITH = {
-    "TLS": "SELECT setting LIKE '%-lssl%' FROM pg_config() WHERE name = 'LIBS'",
-    "ICU": "SELECT count(*) > 1 FROM pg_collation WHERE collprovider = 'i'",
-}
-
-
-def need(what, server):
-    """Go on if *server* was built with *what*."""
-    engine = sqlalchemy.create_engine(server.url)
-    with engine.connect() as connection:
-        has_it = connection.scalar(text(BUILT_WITH[what]))
-    engine.dispose()
-    if not has_it:
-        reason = f"this build of PostgreSQL has no {what}"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-
 
 def diagnose(url=None, **options):
     """Examine, and hold whatever comes out against the schema and against the password."""
