@@ -22,7 +22,7 @@ test: .venv/.installed  ## run all tests: unit, integration, chaos, e2e
 	$(BIN)/pytest $(PARALLEL)
 
 demo: .venv/.installed  ## show an application with and without the package while its server fails
-	$(BIN)/sa-railway demo
+	$(BIN)/python examples/demo
 
 lint: .venv/.installed  ## check style, types and the direction of imports
 	$(BIN)/ruff check

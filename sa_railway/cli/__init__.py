@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL
@@ -324,31 +323,4 @@ def _budget(options: argparse.Namespace) -> int:
     return _NOT_OK if budget.fits is False else _OK
 
 
-def _add_demo(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "demo",
-        help="show an application with and without the package while its server fails",
-        description="Run one Flask application with and without the package while its PostgreSQL "
-        "is disturbed, and count the requests that fail: with a throwaway server, on this machine "
-        "only. It takes about 40 seconds.",
-        epilog="exit status: 0 it was shown, 1 it could not be, 2 wrong usage",
-    )
-    parser.set_defaults(run=_demo, prog=parser.prog)
-    parser.add_argument("--quick", action="store_true", help="less of each fault: 15 seconds")
-    _add_json(parser)
-
-
-def _demo(options: argparse.Namespace) -> int:
-    if not all(map(find_spec, ("flask", "flask_sqlalchemy", "gunicorn"))):
-        _print_error(
-            "the application of the demonstration needs Flask and Gunicorn: "
-            'pip install "sa-railway[flask,gunicorn]"',
-            options,
-        )
-        return _NOT_OK
-    from sa_railway.demo.show import run
-
-    return _OK if run(quick=options.quick, as_json=options.json) else _NOT_OK
-
-
-_COMMANDS = (_add_wait, _add_doctor, _add_url, _add_budget, commit_marker.add, _add_demo)
+_COMMANDS = (_add_wait, _add_doctor, _add_url, _add_budget, commit_marker.add)

@@ -14,21 +14,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MAIN = "import sys; from sa_railway.cli import main; sys.exit(main())"
-DEMO = (sys.executable, "-c", MAIN, "demo")
+DEMO = (sys.executable, "examples/demo")
 WITHOUT_POSTGRES = """
-import sys
-from sa_railway.cli import main
+import runpy
 from sa_railway.testing import binaries
 binaries._USUAL_FOLDERS = ()
 binaries._WHEEL = "no_such_wheel"
-sys.exit(main(["demo"]))
-"""
-WITHOUT_FLASK = """
-import importlib.util, sys
-from sa_railway import cli
-cli.find_spec = lambda name: None if name == "flask" else importlib.util.find_spec(name)
-sys.exit(cli.main(["demo"]))
+runpy.run_path("examples/demo", run_name="__main__")
 """
 
 
@@ -41,6 +33,7 @@ class Demo:
         self._folder = folder
         self.process = subprocess.Popen(
             command,
+            cwd=ROOT,
             env={
                 **os.environ,
                 "PYTHONPATH": str(ROOT),
@@ -189,13 +182,3 @@ def test_without_postgresql_the_demo_uses_sqlite(tmp_path: Path):
         '  GET  /notes         200  [{"id":1,"text":"A file will do."}]\n'
     )
     assert demo.leftovers() == []
-
-
-def test_without_flask_the_demo_says_what_to_install(tmp_path: Path):
-    demo = Demo(tmp_path, sys.executable, "-c", WITHOUT_FLASK)
-
-    assert demo.output() == (
-        "sa-railway demo: the application of the demonstration needs Flask and Gunicorn: "
-        'pip install "sa-railway[flask,gunicorn]"\n'
-    )
-    assert demo.process.returncode == 1

@@ -23,15 +23,15 @@ RATE = 20  # requests a second to each application, however long the answers tak
 WRITE_EVERY = 5  # one request in so many stores a note, the others read
 LIMIT = 5.0  # seconds that a client waits for an answer
 
-_APP = "sa_railway.demo.app"
-_ROOT = Path(__file__).resolve().parents[2]
+_APP = "application"  # a module of this folder
+_HERE = Path(__file__).resolve().parent
 
 
 class Application:
     """One variant under Gunicorn, with 2 workers, on a free port.
 
     Args:
-        variant: the name of a function of ``sa_railway.demo.app``.
+        variant: the name of a function of ``application.py``.
         folder: where it runs and logs.
         url: the database; without one the application takes its default.
     """
@@ -45,7 +45,7 @@ class Application:
             self._log.open("wb") as log,
         ):
             self._port = listener.getsockname()[1]
-            self._process = subprocess.Popen(  # noqa: S603 - this Python and our own module
+            self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "gunicorn", *hooks, "--workers=2"),
                     *("--graceful-timeout=1", f"--bind=fd://{listener.fileno()}"),
@@ -107,7 +107,7 @@ def running(
     variants: Iterable[str], folder: Path, url: str | None = None
 ) -> Iterator[list[Application]]:
     """Make the tables of the database at *url*, and run the *variants* on it."""
-    subprocess.run(  # noqa: S603 - the same
+    subprocess.run(
         [sys.executable, "-m", _APP],
         cwd=folder,
         env=_environment(folder, url),
@@ -130,7 +130,7 @@ def _environment(folder: Path, url: str | None) -> dict[str, str]:
         **kept,
         **({"DATABASE_URL": url} if url else {}),
         "HOME": str(folder),  # where Gunicorn puts its control socket
-        "PYTHONPATH": str(_ROOT),
+        "PYTHONPATH": os.pathsep.join([str(_HERE), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
 

@@ -27,7 +27,7 @@ db = SQLAlchemy(model_class=Base)
 
 
 class Note(Base):
-    """A line of text that somebody has left."""
+    """A line of text that a visitor has left."""
 
     __tablename__ = "note"
     id: Mapped[int] = mapped_column(primary_key=True)

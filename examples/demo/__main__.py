@@ -1,4 +1,4 @@
-"""Run the demonstration from its beginning to its end.
+"""Show an application with and without the package while its server fails: python examples/demo.
 
 The same application runs three times, each under a Gunicorn of its own and with a configuration of
 its own. All three use one throwaway PostgreSQL through one proxy and so meet the same faults at the
@@ -7,6 +7,7 @@ same time, while requests come in.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import functools
 import json
@@ -18,15 +19,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TextIO
 
+import table
+from faults import QUICK, WHOLE, Faults
+from load import RATE, WRITE_EVERY, Load, running
 from sqlalchemy import Engine, NullPool, text
 
 from sa_railway import create_engine
-from sa_railway.demo import table
-from sa_railway.demo.faults import QUICK, WHOLE, Faults
-from sa_railway.demo.load import RATE, WRITE_EVERY, Load, running
 from sa_railway.testing import ChaosProxy, PostgresNotFoundError, TemporaryPostgres
-
-__all__ = ["run"]
 
 VARIANTS = {
     "plain": "Flask-SQLAlchemy as it comes",
@@ -42,30 +41,37 @@ one in {WRITE_EVERY} of them a write.
 """
 
 
-def run(*, quick: bool = False, as_json: bool = False) -> bool:
+def main() -> int:
     """Show what the failures of a server do to an application, without and with the package.
 
-    It takes about 40 s. Where there is no PostgreSQL to start, it shows the application on SQLite.
-
-    Args:
-        quick: whether there is less of each fault, for 15 s.
-        as_json: whether one JSON object is printed, and all else on standard error.
+    Where there is no PostgreSQL to start, this shows the application on SQLite.
 
     Returns:
-        whether there was a PostgreSQL.
+        the exit status.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, or SIGTERM; everything is stopped and removed.
         RuntimeError: an application does not answer; with its log.
     """
+    parser = argparse.ArgumentParser(
+        prog="python examples/demo",
+        description="Run one Flask application with and without the package while its PostgreSQL "
+        "is disturbed, and count the requests that fail: with a throwaway server, on this machine "
+        "only. It takes about 40 seconds.",
+        epilog="exit status: 0 it was shown, 1 there was no PostgreSQL, 2 wrong usage",
+    )
+    parser.add_argument("--quick", action="store_true", help="less of each fault: 15 seconds")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like a Ctrl-C
-    demo = _Demo(sys.stderr if as_json else sys.stdout, quick=quick, as_json=as_json)
+    demo = _Demo(
+        sys.stderr if options.json else sys.stdout, quick=options.quick, as_json=options.json
+    )
     try:
         with tempfile.TemporaryDirectory(prefix="sa-railway-demo-") as folder:
-            return demo.run(Path(folder))
+            return 0 if demo.run(Path(folder)) else 1
     except KeyboardInterrupt:
         demo.tell("\nInterrupted; everything is stopped and removed.")
-        raise
+        return 130
 
 
 class _Demo:
@@ -129,3 +135,7 @@ def _stored_notes(admin: Engine) -> Counter[str]:
     with admin.connect() as connection:
         rows = connection.execute(text("SELECT text, count(*) FROM note GROUP BY text"))
         return Counter(dict(rows.all()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sa_railway.demo.load import LIMIT, Results
+from load import LIMIT, Results
 
 __all__ = ["as_dict", "render"]
 

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from load import Load
 from sqlalchemy import Engine, text
 
-from sa_railway.demo.load import Load
 from sa_railway.testing import ChaosProxy, TemporaryPostgres
 
 __all__ = ["QUICK", "WHOLE", "Faults", "Plan"]

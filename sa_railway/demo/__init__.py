@@ -1,1 +1,0 @@
-"""A demonstration: one application, with and without the package, while its server fails."""
