@@ -88,6 +88,8 @@ TEXTS: tuple[tuple[str, str], ...] = (
     # the network, and whatever else may happen at connect
     ("could not translate host name", "name-not-found"),
     ("failed to resolve host", "name-not-found"),
+    ("[errno -", "name-not-found"),  # psycopg before 3.2.13: getaddrinfo()'s, the only ones below 0
+    ("nodename nor servname provided", "name-not-found"),  # its text on macOS, with a number above
     ("connection refused", "refused"),
     ("timeout expired", "no-answer"),
     ("failed: connection timed out", "no-answer"),

@@ -232,6 +232,9 @@ TRANSIENT_AT_CONNECT = [
         "failed to resolve host 'certificate.internal': [Errno -2] Name or service not known",
         "name-not-found",
     ),
+    ("[Errno -2] Name or service not known", "name-not-found"),
+    ("[Errno -3] Temporary failure in name resolution", "name-not-found"),
+    ("[Errno 8] nodename nor servname provided, or not known", "name-not-found"),
     # unknown texts
     (AT + "FATAL:  der Server hat keine Zeit", "unreachable"),
     (AT + "something that libpq will say in ten years", "unreachable"),
