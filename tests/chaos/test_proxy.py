@@ -169,13 +169,6 @@ def opening(code, body=b""):
 STARTUP = opening(196608, b"user\0postgres\0database\0postgres\0\0")
 
 
-def cancel(proxy, key_data):
-    """Ask to cancel as libpq does, which before version 17 lets no other thread run meanwhile."""
-    with socket.create_connection((proxy.host, proxy.port), timeout=30) as request:
-        request.sendall(opening(80877102, key_data.data[5:]))
-        assert request.recv(1) == b""
-
-
 @pytest.fixture(scope="module")
 def postgres(postgres_binaries):
     """A server for this module alone, because its clients are counted."""
@@ -393,26 +386,17 @@ def test_16_connections_at_once(connect, proxy):
     assert len(proxy.connections) == 16
 
 
-@pytest.fixture
-def sleeper(opened, proxy, table):
-    """A client whose query runs for ten minutes, and the key to cancel it."""
-    client = opened(RawClient(proxy, start=False))
-    client.send(STARTUP)
-    key_data = next(message for message in client.messages() if message.name == "BackendKeyData")
-    client.until("ReadyForQuery")
-    client.send(query("SELECT pg_sleep(600)"))
+def test_a_query_is_cancelled_through_the_proxy(connect, proxy, table):
+    client = connect("psycopg")
+    attempt = Attempt(client.value, "SELECT pg_sleep(600)")
     # before the query runs, a request to cancel it does nothing
     eventually(lambda: table.run("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
-    return client, key_data
+    client._connection.cancel_safe()
 
-
-def test_a_query_is_cancelled_through_the_proxy(sleeper, proxy):
-    client, key_data = sleeper
-    cancel(proxy, key_data)
-    error = next(message for message in client.messages() if message.name == "ErrorResponse")
-
-    assert error.of == "57014"
-    assert b"\0Mcanceling statement due to user request\0" in error.data
+    with pytest.raises(
+        psycopg.errors.QueryCanceled, match=r"^canceling statement due to user request$"
+    ):
+        attempt.result()
     assert proxy.messages["CancelRequest"] == 1
 
 
@@ -985,13 +969,15 @@ def test_an_answer_needs_no_server_and_may_have_any_text(opened):
         assert proxy.messages == {"SSLRequest": 3, "StartupMessage": 3}
 
 
-def test_requests_to_cancel_are_not_answered(sleeper, proxy):
-    client, key_data = sleeper
+def test_requests_to_cancel_are_not_answered(connect, proxy, table):
+    client = connect("psycopg")
+    attempt = Attempt(client.value, "SELECT pg_sleep(600)")
+    # before the query runs, a request to cancel it does nothing
+    eventually(lambda: table.run("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
     with proxy.answer("57P03") as answer:
-        cancel(proxy, key_data)
-        error = next(message for message in client.messages() if message.name == "ErrorResponse")
-
-    assert error.of == "57014"
+        client._connection.cancel_safe()
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            attempt.result()
 
     assert not answer.happened
 

@@ -205,11 +205,9 @@ def facts(fault):
 def reported(driver, sqlstate):
     """The SQLSTATE that a driver may make of the last word of a server that then hung up.
 
-    psycopg2 never reads it; the others do, unless their own statement fails to be sent before, for
-    which asyncpg before 0.32 has a code of its own.
+    psycopg2 never reads it; the others do, unless their own statement fails to be sent before.
     """
-    own = "08003" if driver == "asyncpg" else None
-    return {None} if driver == "psycopg2" else {sqlstate, own, None}
+    return {None} if driver == "psycopg2" else {sqlstate, None}
 
 
 def test_every_code_is_read_from_every_driver(client):
@@ -594,9 +592,6 @@ def test_an_answer_to_somebody_else_s_query(postgres, driver, answer):
         fault = fault_of(client.run, "SELECT 1")
         client.close()
 
-    if driver == "psycopg" and psycopg.version.__version__ < "3.3":
-        assert facts(fault) == ("permanent", False)  # an IndexError of its own, which tells nothing
-        return
     assert facts(fault) == ("disconnect", True)
     assert fault.advice.startswith("Client and server have lost step with each other, ")
 
