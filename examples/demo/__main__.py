@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO
 
@@ -39,6 +40,10 @@ One small Flask application, three times, each under a Gunicorn with 2 workers:
 All use the same PostgreSQL server. Each is sent {RATE} requests a second,
 one in {WRITE_EVERY} of them a write.
 """
+MISSING = (
+    "the application of the demonstration needs Flask and Gunicorn: "
+    'pip install "sa-railway[flask,gunicorn]"'
+)
 
 
 def main() -> int:
@@ -57,11 +62,16 @@ def main() -> int:
         description="Run one Flask application with and without the package while its PostgreSQL "
         "is disturbed, and count the requests that fail: with a throwaway server, on this machine "
         "only. It takes about 40 seconds.",
-        epilog="exit status: 0 it was shown, 1 there was no PostgreSQL, 2 wrong usage",
+        epilog="exit status: 0 it was shown, 1 it could not be, 2 wrong usage",
     )
     parser.add_argument("--quick", action="store_true", help="less of each fault: 15 seconds")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, and no more")
     options = parser.parse_args()
+    if not all(map(find_spec, ("flask", "flask_sqlalchemy", "gunicorn"))):
+        if options.json:
+            print(json.dumps({"error": MISSING}))
+        print(f"{parser.prog}: {MISSING}", file=sys.stderr)
+        return 1
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like a Ctrl-C
     demo = _Demo(
         sys.stderr if options.json else sys.stdout, quick=options.quick, as_json=options.json

@@ -18,6 +18,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 from fix_doctor import running_pgbouncer
+from fix_missing import missing
 from marked import MARK, MarkedPostgres
 from sqlalchemy import URL
 
@@ -164,9 +165,7 @@ def pgbouncer(postgres: TemporaryPostgres) -> Iterator[Callable[..., URL]]:
     """Starts a PgBouncer before the shared server; gives the URL that leads through it."""
     program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
-        if os.environ.get("CI"):
-            raise FileNotFoundError("pgbouncer is not installed: apt-get install pgbouncer")
-        pytest.skip("pgbouncer is not installed")
+        missing("pgbouncer is not installed: apt-get install pgbouncer")
     with contextlib.ExitStack() as stack:
         yield lambda **settings: stack.enter_context(
             running_pgbouncer(program, postgres.url.set(password=MARK), settings)

@@ -18,7 +18,7 @@ import psycopg2.extras
 import psycopg2.sql
 import pytest
 import sqlalchemy
-from fix_build import need
+from fix_missing import need
 from fix_standby import Standby
 from marked import MarkedPostgres
 from sqlalchemy import text

@@ -5,8 +5,8 @@ import threading
 import psycopg
 import pytest
 import sqlalchemy
-from fix_build import need
 from fix_doctor import DRIVERS, SECRET, codes, diagnose, first, result, sql_of, stands_for
+from fix_missing import need
 from marked import MarkedPostgres
 from sqlalchemy import text
 

@@ -3,8 +3,8 @@
 import psycopg2
 import pytest
 from certificates import EXPIRED, FOR_LOCALHOST, GOOD, KEY, NOT_YET_VALID, ROOT
-from fix_build import need
 from fix_doctor import DRIVERS, SECRET, codes, diagnose, first, result, sql_of, stands_for
+from fix_missing import need
 from marked import MarkedPostgres
 from sqlalchemy import URL
 

@@ -22,6 +22,13 @@ binaries._USUAL_FOLDERS = ()
 binaries._WHEEL = "no_such_wheel"
 runpy.run_path("examples/demo", run_name="__main__")
 """
+WITHOUT_FLASK = """
+import importlib.util, runpy, sys
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name == "flask" else find_spec(name)
+sys.argv[1:] = ["--json"]
+runpy.run_path("examples/demo", run_name="__main__")
+"""
 
 
 class Demo:
@@ -182,3 +189,16 @@ def test_without_postgresql_the_demo_uses_sqlite(tmp_path: Path):
         '  GET  /notes         200  [{"id":1,"text":"A file will do."}]\n'
     )
     assert demo.leftovers() == []
+
+
+def test_without_flask_the_demo_says_what_to_install(tmp_path: Path):
+    demo = Demo(tmp_path, sys.executable, "-c", WITHOUT_FLASK, stderr=subprocess.PIPE)
+    output, said = demo.process.communicate(timeout=90)
+    reason = (
+        "the application of the demonstration needs Flask and Gunicorn: "
+        'pip install "sa-railway[flask,gunicorn]"'
+    )
+
+    assert json.loads(output) == {"error": reason}
+    assert said == f"python examples/demo: {reason}\n"
+    assert demo.process.returncode == 1

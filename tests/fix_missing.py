@@ -1,11 +1,13 @@
-"""What a build of PostgreSQL may lack, as that of the wheel does: the tests say so and go on."""
+"""What a machine may lack: a test that needs it fails in CI, and is skipped elsewhere."""
 
 import os
+from typing import NoReturn
 
 import pytest
 import sqlalchemy
 from sqlalchemy import text
 
+# what a build of PostgreSQL may lack, as that of the wheel does
 HAS = {
     "TLS": "SELECT setting LIKE '%-lssl%' FROM pg_config() WHERE name = 'LIBS'",
     "ICU": "SELECT count(*) > 1 FROM pg_collation WHERE collprovider = 'i'",
@@ -14,13 +16,17 @@ HAS = {
 
 
 def need(what, server):
-    """Go on if *server* was built with *what*; fail in CI, and skip the test elsewhere."""
+    """Go on if *server* was built with *what*."""
     engine = sqlalchemy.create_engine(server.url)
     with engine.connect() as connection:
         has_it = connection.scalar(text(HAS[what]))
     engine.dispose()
     if not has_it:
-        reason = f"this build of PostgreSQL has no {what}"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing(f"this build of PostgreSQL has no {what}")
+
+
+def missing(reason: str) -> NoReturn:
+    """End the test for *reason*."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
