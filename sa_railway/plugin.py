@@ -85,8 +85,9 @@ class RailwayPlugin(CreateEnginePlugin):
             if arguments.get("pool") is None
             else None
         )
-        if "pool_pre_ping" in arguments and target.get_backend_name() != "sqlite":
-            arguments["pool_pre_ping"] = False  # liveness takes its place
+        self._pool_pings = "pool_pre_ping" in arguments
+        if self._pool_pings and target.get_backend_name() != "sqlite":
+            arguments["pool_pre_ping"] = self._profile.pre_ping
         kwargs.clear()
         kwargs.update(arguments)
 
@@ -98,11 +99,7 @@ class RailwayPlugin(CreateEnginePlugin):
         return self._url
 
     def engine_created(self, engine: Engine) -> None:
-        """Attach the behaviours.
-
-        Lifetime comes before liveness: a connection that was released for being idle is one that
-        is gone, not a sign that the pool is dead.
-        """
+        """Attach the behaviours."""
         if not self._leads:
             return
         remember_profile(engine, self._profile)
@@ -119,7 +116,7 @@ class RailwayPlugin(CreateEnginePlugin):
             keepalive.listen(engine, self._profile)
         disconnect.listen(engine, self._profile)
         lifetime.listen(engine, self._profile)
-        liveness.listen(engine, self._profile)
+        liveness.listen(engine, self._profile, pool_pings=self._pool_pings)
         _listen_if_asked(engine, self._profile)
         _say_at_first_connect(engine_name(engine), engine, self._profile.name)
 

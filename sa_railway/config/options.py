@@ -27,13 +27,13 @@ from sa_railway.exc import ConfigurationError
 
 __all__ = ["CONNECT_TIMEOUTS", "complete_arguments", "engine_options"]
 
-# What SQLAlchemy documents of create_engine() and create_async_engine(), but for the arguments
-# that are fields of a profile or belong to the dialect.
+# What create_engine() and create_async_engine() take, but for the arguments that are fields of a
+# profile or belong to the dialect.
 _ENGINE_ARGUMENTS = frozenset(
     {"async_creator", "connect_args", "creator", "echo", "echo_pool", "enable_from_linting"}
     | {"execution_options", "future", "hide_parameters", "logging_name", "module", "plugins"}
     | {"pool", "poolclass", "pool_logging_name", "pool_reset_on_return", "pool_use_lifo"}
-    | {"query_cache_size"}
+    | {"pool_events", "query_cache_size"}
 )
 
 _MYSQL_TIMEOUTS = dict.fromkeys(

@@ -68,15 +68,17 @@ def _listen_recycling(engine: Engine, profile: Profile) -> None:
 class _Idleness:
     """Whether one connection is idle, and since when.
 
-    The lock decides between a checkout and the release that come at the same moment: whoever takes
-    it first has the connection. A release closes the DBAPI connection itself and leaves the pool's
-    record alone, because the record may be on its way to a caller who then finds ``released`` set.
+    The lock decides between a checkout and a release that come at the same moment: the first to
+    take it has the connection. A release closes the DBAPI connection itself and leaves the pool's
+    record alone, but for the note that the pool must replace it: the record may be on its way to a
+    caller that then finds ``released`` set.
     """
 
-    __slots__ = ("__weakref__", "connection", "lock", "loop", "released", "since")
+    __slots__ = ("__weakref__", "connection", "lock", "loop", "record", "released", "since")
 
-    def __init__(self, connection: Any) -> None:
-        self.connection = connection
+    def __init__(self, record: ConnectionPoolEntry) -> None:
+        self.connection: Any = record.driver_connection
+        self.record = weakref.ref(record)
         self.lock = Lock()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.released = False
@@ -89,7 +91,7 @@ def _listen_release(engine: Engine, idle_release: float) -> None:
 
     @guarded
     def connect(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        record.info[_IDLENESS] = releaser.track(record.driver_connection)
+        record.info[_IDLENESS] = releaser.track(record)
 
     @guarded
     def checkin(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
@@ -133,8 +135,8 @@ class _Releaser:
         self._lock = Lock()
         self._tracked = weakref.WeakSet()
 
-    def track(self, connection: Any) -> _Idleness:
-        idleness = _Idleness(connection)
+    def track(self, record: ConnectionPoolEntry) -> _Idleness:
+        idleness = _Idleness(record)
         with self._lock:
             self._tracked.add(idleness)
         return idleness
@@ -166,7 +168,9 @@ class _Releaser:
 @guarded
 def _close(idleness: _Idleness) -> None:
     """Close the driver's connection without waiting."""
-    connection = idleness.connection
+    record, connection = idleness.record(), idleness.connection
+    if record is not None:  # so that the pool does not take it for one that the server has closed
+        record.invalidate(soft=True)
     if idleness.loop is None:
         connection.close()
         return

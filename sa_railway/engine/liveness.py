@@ -1,36 +1,33 @@
-"""Is this pooled connection still alive? Asked at checkout, most often without a round trip.
+"""Is this pooled connection still alive? Asked where SQLAlchemy pings, mostly without a round trip.
 
-A connection that was just made is not asked. Otherwise its socket is looked at, which costs about a
-microsecond: a server that closed the connection has left its FIN there. A socket that shows nothing
-is trusted if the connection was used a moment ago; else, or if there is something to read that may
-as well be a harmless notification, the server must answer a ping within a deadline. A dead
-connection invalidates the whole pool, because what killed it mostly killed the others too. One that
-was made in another event loop, or in the parent of this process, is replaced without a question.
+It takes the place of the dialect's ping, so SQLAlchemy asks before it calls any listener to
+"checkout", and never about a new connection. The connection's socket is looked at first, which
+costs about a microsecond: a server that closed the connection has left its FIN there. A socket that
+shows nothing is trusted if the connection was used a moment ago; else the server must answer a ping
+within a deadline. A dead connection invalidates the whole pool, because what killed it mostly
+killed the others too. One that was made in another event loop, or in the parent of this process, is
+replaced without a question.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
+import operator
 import os
 import select
 import sys
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any
 
 from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DisconnectionError, InvalidatePoolError
-from sqlalchemy.pool import (
-    ConnectionPoolEntry,
-    PoolProxiedConnection,
-    SingletonThreadPool,
-    StaticPool,
-)
+from sqlalchemy.pool import ConnectionPoolEntry, SingletonThreadPool, StaticPool
 
 from sa_railway import events
 from sa_railway.config.profile import Profile
@@ -44,11 +41,7 @@ __all__ = ["Look", "listen", "look"]
 
 logger = logging.getLogger("sa_railway.engine.liveness")
 
-# in the record's info, which SQLAlchemy clears when it reconnects: no entry means a new connection
-_IDLE_SINCE = "railway_idle_since"
-_POLLER = "railway_poller"
-_LOOP = "railway_loop"
-_RECEIVED = "railway_received"
+_POOLED = "railway_pooled"  # in the record's info, which SQLAlchemy clears when it reconnects
 
 
 class Look(Enum):
@@ -60,36 +53,22 @@ class Look(Enum):
     BLIND = "blind"  # the driver shows no socket
 
 
-def listen(engine: Engine, profile: Profile) -> None:
-    """Check the connections of *engine* at checkout, as far as profile and backend allow it."""
+def listen(engine: Engine, profile: Profile, *, pool_pings: bool) -> None:
+    """Check the connections of *engine*, as far as profile and backend allow it.
+
+    *pool_pings* says whether its pool pings at checkout; one that the caller made need not.
+    """
     if not profile.pre_ping or engine.dialect.name == "sqlite":
         if not isinstance(engine.pool, SingletonThreadPool | StaticPool):  # a database in memory
             event.listen(engine, "checkout", _refuse_inherited)
         return
     liveness = _Liveness(engine, profile)
-    event.listen(engine, "checkin", _checkin)
-    if _is_bound_to_loop(engine):
-        event.listen(engine, "connect", _remember_loop)
-        event.listen(engine, "checkout", _refuse_foreign)
-    if engine.dialect.driver == "asyncpg":
-        event.listen(engine, "checkin", _note_received)
-    event.listen(engine, "checkout", liveness.checkout)
-
-
-def _is_bound_to_loop(engine: Engine) -> bool:
-    """Return whether a connection works in one event loop only; one of psycopg works in any."""
-    return engine.dialect.is_async and engine.dialect.driver not in ("psycopg", "psycopg_async")
-
-
-# All hooks are on the way of every checkout, where a microsecond is a tenth of the whole; so only
-# what seldom runs is guarded, and the rest cannot fail.
-def _checkin(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-    record.info[_IDLE_SINCE] = time.monotonic()
-
-
-def _note_received(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-    connection = record.driver_connection
-    record.info[_RECEIVED] = None if connection is None else bytes_received(connection)
+    event.listen(engine, "connect", liveness.connect)
+    event.listen(engine, "checkin", liveness.checkin)
+    # on this engine's dialect object alone
+    engine.dialect.do_ping = liveness.do_ping  # type: ignore[method-assign]
+    if not pool_pings:
+        event.listen(engine, "checkout", liveness.checkout)
 
 
 def _refuse_inherited(*_: object) -> None:
@@ -97,20 +76,16 @@ def _refuse_inherited(*_: object) -> None:
         raise InvalidatePoolError("the connection belongs to the parent of this process")
 
 
-def _remember_loop(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-    record.info[_LOOP] = _running_loop()
-
-
-def _refuse_foreign(
-    dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry, proxy: PoolProxiedConnection
-) -> None:
-    loop = record.info.get(_LOOP)
+def _refuse_foreign(connection: Any, pooled: _Pooled) -> None:
+    """Replace a connection that was made in another event loop."""
+    loop = pooled.loop() if pooled.loop is not None else None
     if loop is None or loop is _running_loop():
         return
-    _end_in_its_loop(record.driver_connection, loop)
-    # as SQLAlchemy's manual lets go of a connection of another process: a close would be awaited
-    record.dbapi_connection = None  # type: ignore[misc]
-    proxy.dbapi_connection = None  # type: ignore[misc]
+    _end_in_its_loop(connection, loop)
+    record = pooled.record() if pooled.record is not None else None
+    if record is not None:
+        # as SQLAlchemy's manual has it for one of another process: a close would be awaited
+        record.dbapi_connection = None  # type: ignore[misc]
     raise DisconnectionError("the connection belongs to another event loop")
 
 
@@ -134,12 +109,73 @@ def _end_in_its_loop(connection: Any, loop: asyncio.AbstractEventLoop) -> None:
             loop.call_soon_threadsafe(terminate)
 
 
+_HUNG_UP = 0
+if native.poll is not None:  # Windows has none: every check is a ping there
+    # POLLRDHUP, on Linux, shows the peer's FIN even behind unread data, which TLS would hide
+    _HUNG_UP = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
+
+
+class _Pooled:
+    """What is known of one connection, which leads to it and must not be kept alive by it.
+
+    Attributes:
+        since: when the connection was returned to the pool; None while a caller has it.
+        received: how many bytes asyncpg had read by then, if that is known.
+        loop: the event loop that it was made in, if it works in that one only. An event loop leads
+            to its connections, so it is held weakly; asyncpg's connections hold it.
+        record: the pool's record of it.
+    """
+
+    __slots__ = ("_descriptor_of", "_poller", "_registered", "loop", "received", "record", "since")
+
+    def __init__(self, connection: Any, record: ConnectionPoolEntry | None = None) -> None:
+        self.since: float | None = None
+        self.received: int | None = None
+        self.loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
+        self.record = weakref.ref(record) if record is not None else None
+        self._descriptor_of = _descriptor_function(connection)
+        self._poller = native.poll() if native.poll is not None else None
+        self._registered = -1
+
+    def look(self, connection: Any) -> Look:
+        """Look at the connection's socket without sending or reading anything. Never raises."""
+        if self._poller is None or self._descriptor_of is None:
+            return Look.BLIND
+        try:
+            # asked each time: a driver that has closed its socket refuses, and its number may
+            # be another one's by now
+            descriptor = self._descriptor_of(connection)
+            if descriptor != self._registered:
+                self._poller.register(descriptor, select.POLLIN | _HUNG_UP)
+                self._registered = descriptor
+        except Exception:  # noqa: BLE001 - each driver has its own error for a closed connection
+            return Look.CLOSED
+        ready = self._poller.poll(0)
+        if not ready:
+            return Look.QUIET
+        return Look.CLOSED if ready[0][1] & _HUNG_UP else Look.READABLE
+
+
+# The ping gets the driver's connection alone, so what is known of it must be found by it. One that
+# cannot be a weak key is asked at every checkout.
+_pooled: weakref.WeakKeyDictionary[Any, _Pooled] = weakref.WeakKeyDictionary()
+
+
 class _Liveness:
-    """The check of one engine."""
+    """The check of one engine.
+
+    All hooks are on the way of every checkout, where a microsecond is a tenth of the whole; so only
+    what seldom runs is guarded, and the rest cannot fail.
+    """
 
     def __init__(self, engine: Engine, profile: Profile) -> None:
         self._engine = engine_name(engine)
         self._dialect = engine.dialect
+        self._ping: Callable[[DBAPIConnection], bool] = engine.dialect.do_ping
+        driver = engine.dialect.driver
+        # a connection of psycopg works in any event loop
+        self._is_bound_to_loop = engine.dialect.is_async and not driver.startswith("psycopg")
+        self._counts_bytes = driver == "asyncpg"
         self._trust_idle = profile.trust_idle
         self._ping_timeout = profile.ping_timeout
         # A pooler lets a statement wait until a server is free, as a pool lets a checkout wait.
@@ -148,22 +184,73 @@ class _Liveness:
         self._is_gevent_judged = False
         self._has_failed = False
 
+    def connect(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        connection = record.driver_connection
+        pooled = _Pooled(connection, record)
+        with contextlib.suppress(TypeError):
+            _pooled[connection] = record.info[_POOLED] = pooled
+        loop = _running_loop() if self._is_bound_to_loop else None
+        pooled.loop = weakref.ref(loop) if loop is not None else None
+
+    def checkin(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        pooled: _Pooled | None = record.info.get(_POOLED)
+        if pooled is None:
+            return
+        if self._counts_bytes:
+            pooled.received = bytes_received(record.driver_connection)
+        pooled.since = time.monotonic()
+
     def checkout(
         self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry, proxy: object
     ) -> None:
+        """Do what a pool that pings does, for one that does not."""
         if os.getpid() != process.pid:
             _refuse_inherited()
-        info = record.info
-        if _IDLE_SINCE not in info:
+        pooled = record.info.get(_POOLED)
+        if pooled is not None and pooled.since is None:  # it is new, or the pool has pinged it
             return
-        if time.monotonic() - info[_IDLE_SINCE] >= self._trust_idle or not _is_quiet(info, record):
-            self._examine(dbapi_connection, record)
-
-    def _examine(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         try:
-            is_closed = look(record.driver_connection) is Look.CLOSED
-            how = "socket" if is_closed else self._ping(dbapi_connection, record)
-        except self._dialect.loaded_dbapi.Error:
+            self.do_ping(dbapi_connection)
+        except self._dialect.loaded_dbapi.Error as error:
+            if self._dialect.is_disconnect(error, dbapi_connection, None):
+                raise InvalidatePoolError(str(error)) from error
+            raise
+
+    def do_ping(self, dbapi_connection: DBAPIConnection) -> bool:
+        """Return True for a connection that is alive, and raise for all others.
+
+        SQLAlchemy asks the listeners to "handle_error" about an error of the driver.
+        """
+        if os.getpid() != process.pid:
+            _refuse_inherited()
+        connection = self._dialect.get_driver_connection(dbapi_connection)
+        try:
+            pooled = _pooled.get(connection)
+        except TypeError:
+            pooled = None
+        if pooled is None:
+            return self._examine(dbapi_connection, connection)
+        since, pooled.since = pooled.since, None
+        if since is None:  # the caller that has it wants a ping, and gets the dialect's own
+            return self._ping(dbapi_connection)
+        if pooled.loop is not None:
+            _refuse_foreign(connection, pooled)
+        if time.monotonic() - since < self._trust_idle and self._is_quiet(connection, pooled):
+            return True
+        return self._examine(dbapi_connection, connection)
+
+    def _is_quiet(self, connection: Any, pooled: _Pooled) -> bool:
+        """Return whether nothing has arrived since the connection was returned to the pool."""
+        if pooled.look(connection) is not Look.QUIET:
+            return False
+        if not self._counts_bytes:
+            return True
+        return pooled.received is not None and pooled.received == bytes_received(connection)
+
+    def _examine(self, dbapi_connection: DBAPIConnection, connection: Any) -> bool:
+        try:
+            return self._ask(dbapi_connection, connection)
+        except (self._dialect.loaded_dbapi.Error, InvalidatePoolError):
             raise
         except Exception:
             if not self._has_failed:
@@ -174,36 +261,43 @@ class _Liveness:
                     self._engine,
                 )
             raise DisconnectionError("the connection could not be checked") from None
-        if how is not None:
-            events.announce(events.StaleFound(self._engine, how))
-            logger.info("%s: discarded a stale connection (seen by: %s)", self._engine, how)
-            raise InvalidatePoolError(f"the connection was stale at checkout (seen by: {how})")
 
-    def _ping(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> str | None:
-        """Return how the connection was found to be dead, or None: the server has answered."""
+    def _ask(self, dbapi_connection: DBAPIConnection, connection: Any) -> bool:
+        """Ping within a deadline.
+
+        A connection whose socket is closed is asked, too: it costs nothing then, and listeners to
+        "handle_error" learn of the loss.
+        """
         self._warn_if_gevent_is_blocked()
         started = time.monotonic()
-        connection = record.driver_connection
         is_queued = self._has_pooler or is_pooled(connection)
         timeout = self._pooler_timeout if is_queued else self._ping_timeout
-        with limit(connection, timeout) as expired:
+        is_closed = look(connection) is Look.CLOSED  # then nothing has to be waited for
+        with _no_limit() if is_closed else limit(connection, timeout) as expired:
             try:
-                # A private method: SQLAlchemy asks the handle_error listeners about a ping nowhere
-                # else. tests/integration/test_ping_events.py fails when it moves.
-                is_alive = self._dialect._do_ping_w_event(dbapi_connection)
+                is_alive = self._ping(dbapi_connection)
             except self._dialect.loaded_dbapi.Error as error:
+                if self._dialect.is_disconnect(error, dbapi_connection, None):
+                    self._announce(is_closed=is_closed, is_expired=expired())
+                    raise
                 if not (expired() or _is_lost(error, connection)):
                     raise  # an answer, as pool_pre_ping has it; the pool replaces the connection
                 is_alive = False
             except Exception:  # noqa: BLE001 - asyncpg raises OSError and TimeoutError as well
                 is_alive = False
-        if expired():  # also between the answer and the end of the block
-            return "deadline"
-        if not is_alive:
-            return "ping"
+        if not is_alive or expired():  # also between the answer and the end of the block
+            how = self._announce(is_closed=is_closed, is_expired=expired())
+            raise InvalidatePoolError(f"the connection was stale at checkout (seen by: {how})")
         if events.Pinged in events.heard:
             events.announce(events.Pinged(self._engine, time.monotonic() - started))
-        return None
+        return True
+
+    def _announce(self, *, is_closed: bool, is_expired: bool) -> str:
+        """Say that the connection is stale; return how this was seen."""
+        how = "socket" if is_closed else "deadline" if is_expired else "ping"
+        events.announce(events.StaleFound(self._engine, how))
+        logger.info("%s: discarded a stale connection (seen by: %s)", self._engine, how)
+        return how
 
     def _warn_if_gevent_is_blocked(self) -> None:
         """Say once that psycopg2 without psycogreen blocks the gevent hub."""
@@ -221,25 +315,9 @@ class _Liveness:
             )
 
 
-_HUNG_UP = 0
-if native.poll is not None:  # Windows has none: every check is a ping there
-    # POLLRDHUP, on Linux, shows the peer's FIN even behind unread data, which TLS would hide
-    _HUNG_UP = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
-
-
-def _is_quiet(info: dict[Any, Any], record: ConnectionPoolEntry) -> bool:
-    """Do what ``look()`` does with what was kept of the last look, and say whether it is QUIET."""
-    poll: Callable[[], Look] | None = info.get(_POLLER)
-    if poll is None:
-        poll = info[_POLLER] = _poller(record.driver_connection)
-    if poll() is not Look.QUIET:
-        return False
-    return _RECEIVED not in info or _has_read_nothing(info[_RECEIVED], record.driver_connection)
-
-
-def _has_read_nothing(received: int | None, asyncpg_connection: Any) -> bool:
-    """Return whether asyncpg is known to have read nothing since it had *received* so much."""
-    return received is not None and received == bytes_received(asyncpg_connection)
+@contextlib.contextmanager
+def _no_limit() -> Iterator[Callable[[], bool]]:
+    yield lambda: False
 
 
 def _is_lost(error: Exception, driver_connection: Any) -> bool:
@@ -249,20 +327,18 @@ def _is_lost(error: Exception, driver_connection: Any) -> bool:
 
 def look(driver_connection: Any) -> Look:
     """Look at the connection's socket without sending or reading anything. Never raises."""
-    return _poller(driver_connection)()
+    return _Pooled(driver_connection).look(driver_connection)
 
 
-def _poller(driver_connection: Any) -> Callable[[], Look]:
-    """Return a function that looks at this connection, again and again.
+def _descriptor_function(driver_connection: Any) -> Callable[[Any], int] | None:
+    """Return a function that gets the socket's descriptor from such a connection.
 
-    psycopg2 and psycopg show their descriptor. asyncpg knows by itself when the server has hung up,
-    but only once its event loop has had a turn, so its socket is looked at as well.
+    psycopg2 and psycopg show it. asyncpg knows by itself when the server has hung up, but only once
+    its event loop has had a turn, so its socket is looked at as well.
     """
     if hasattr(driver_connection, "fileno"):
-        return _socket_poller(driver_connection.fileno)
-    if hasattr(driver_connection, "is_closed"):
-        return _socket_poller(functools.partial(_asyncpg_descriptor, driver_connection))
-    return lambda: Look.BLIND
+        return operator.methodcaller("fileno")
+    return _asyncpg_descriptor if hasattr(driver_connection, "is_closed") else None
 
 
 def _asyncpg_descriptor(connection: Any) -> int:
@@ -270,28 +346,3 @@ def _asyncpg_descriptor(connection: Any) -> int:
     if descriptor is None:
         raise OSError("the connection is closed")
     return descriptor
-
-
-def _socket_poller(fileno: Callable[[], int]) -> Callable[[], Look]:
-    if native.poll is None:
-        return lambda: Look.BLIND
-    poller = native.poll()
-    registered = -1
-
-    def poll() -> Look:
-        nonlocal registered
-        try:
-            # asked each time: a driver that has closed its socket refuses, and its number may
-            # be another one's by now
-            descriptor = fileno()
-            if descriptor != registered:
-                poller.register(descriptor, select.POLLIN | _HUNG_UP)
-                registered = descriptor
-        except Exception:  # noqa: BLE001 - each driver has its own error for a closed connection
-            return Look.CLOSED
-        ready = poller.poll(0)
-        if not ready:
-            return Look.QUIET
-        return Look.CLOSED if ready[0][1] & _HUNG_UP else Look.READABLE
-
-    return poll

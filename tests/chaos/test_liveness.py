@@ -33,7 +33,7 @@ def age(engine, seconds=1.5):
     for connection in connections:
         connection.close()
     for record in records:
-        record.info[liveness._IDLE_SINCE] -= seconds
+        liveness._pooled[record.driver_connection].since -= seconds
 
 
 def fill(engine, size):
@@ -262,8 +262,9 @@ def test_pre_ping_off_means_no_check_at_all(postgres, seen):
     engine.dispose()
 
 
-def test_sqlalchemys_own_ping_is_off(postgres):
-    assert sa_railway.create_engine(postgres.url).pool._pre_ping is False
+def test_the_pool_pings_as_the_profile_has_it(postgres):
+    assert sa_railway.create_engine(postgres.url).pool._pre_ping is True
+    assert sa_railway.create_engine(postgres.url, pre_ping=False).pool._pre_ping is False
 
 
 def test_a_connection_whose_check_fails_is_replaced_and_that_is_logged_once(
@@ -289,17 +290,20 @@ def test_a_connection_whose_check_fails_is_replaced_and_that_is_logged_once(
     engine.dispose()
 
 
-def test_an_answer_that_comes_with_the_deadline_does_not_save_the_connection(postgres, seen):
-    engine = sa_railway.create_engine(postgres.url, trust_idle=0, ping_timeout=0.05)
-    fill(engine, 1)
-    ping = engine.dialect.do_ping
+def test_an_answer_that_comes_with_the_deadline_does_not_save_the_connection(
+    postgres, seen, monkeypatch
+):
+    dialect = postgres.url.get_dialect()
+    ping = dialect.do_ping
 
-    def late(dbapi_connection):
-        answer = ping(dbapi_connection)
+    def late(self, dbapi_connection):
+        answer = ping(self, dbapi_connection)
         select.select([dbapi_connection], [], [], 20)  # until the socket is shut down
         return answer
 
-    engine.dialect.do_ping = late
+    monkeypatch.setattr(dialect, "do_ping", late)
+    engine = sa_railway.create_engine(postgres.url, trust_idle=0, ping_timeout=0.05)
+    fill(engine, 1)
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT 1")) == 1
 

@@ -32,13 +32,13 @@ def is_alive(engine):
 
 
 def carries_behaviours(engine):
-    """Whether this engine is protected and has SQLAlchemy's ping replaced."""
+    """Whether this engine is protected and has the dialect's ping replaced."""
     with engine.connect() as connection:
-        record = connection.connection._connection_record
+        driver_connection = connection.connection.driver_connection
     return (
         engine in fork.engines()
-        and not engine.pool._pre_ping
-        and isinstance(record.info.get(liveness._IDLE_SINCE), float)
+        and "do_ping" in vars(engine.dialect)
+        and isinstance(liveness._pooled[driver_connection].since, float)
     )
 
 
@@ -183,8 +183,8 @@ def test_pre_ping_switched_off_in_an_ini_file(postgres, dispose):
     )
 
     with engine.connect() as connection:
-        record = connection.connection._connection_record
-    assert liveness._IDLE_SINCE not in record.info
+        driver_connection = connection.connection.driver_connection
+    assert driver_connection not in liveness._pooled
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])

@@ -511,7 +511,7 @@ def test_bad_override_of_a_profile_is_refused() -> None:
         *("execution_options", "future", "hide_parameters", "insertmanyvalues_page_size"),
         *("isolation_level", "json_deserializer", "json_serializer", "label_length"),
         *("logging_name", "max_identifier_length", "max_overflow", "module", "paramstyle"),
-        *("plugins", "pool", "pool_logging_name", "pool_pre_ping", "pool_recycle"),
+        *("plugins", "pool", "pool_events", "pool_logging_name", "pool_pre_ping", "pool_recycle"),
         *("pool_reset_on_return", "pool_size", "pool_timeout", "pool_use_lifo", "poolclass"),
         *("query_cache_size", "use_insertmanyvalues", "use_native_hstore"),
     ],
