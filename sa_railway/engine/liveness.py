@@ -109,6 +109,7 @@ def _end_in_its_loop(connection: Any, loop: asyncio.AbstractEventLoop) -> None:
             loop.call_soon_threadsafe(terminate)
 
 
+_QUIET = Look.QUIET  # to get a member of an enumeration takes longer than the look
 _HUNG_UP = 0
 if native.poll is not None:  # Windows has none: every check is a ping there
     # POLLRDHUP, on Linux, shows the peer's FIN even behind unread data, which TLS would hide
@@ -152,13 +153,18 @@ class _Pooled:
             return Look.CLOSED
         ready = self._poller.poll(0)
         if not ready:
-            return Look.QUIET
+            return _QUIET
         return Look.CLOSED if ready[0][1] & _HUNG_UP else Look.READABLE
 
 
 # The ping gets the driver's connection alone, so what is known of it must be found by it. One that
 # cannot be a weak key is asked at every checkout.
-_pooled: weakref.WeakKeyDictionary[Any, _Pooled] = weakref.WeakKeyDictionary()
+# No WeakKeyDictionary, whose methods in Python cost more than the rest of a look.
+_pooled: dict[weakref.ref[Any], _Pooled] = {}
+
+
+def _forget(connection: weakref.ref[Any]) -> None:
+    _pooled.pop(connection, None)
 
 
 class _Liveness:
@@ -174,7 +180,8 @@ class _Liveness:
         self._ping: Callable[[DBAPIConnection], bool] = engine.dialect.do_ping
         driver = engine.dialect.driver
         # a connection of psycopg works in any event loop
-        self._is_bound_to_loop = engine.dialect.is_async and not driver.startswith("psycopg")
+        self._is_async = engine.dialect.is_async
+        self._is_bound_to_loop = self._is_async and not driver.startswith("psycopg")
         self._counts_bytes = driver == "asyncpg"
         self._trust_idle = profile.trust_idle
         self._ping_timeout = profile.ping_timeout
@@ -188,7 +195,7 @@ class _Liveness:
         connection = record.driver_connection
         pooled = _Pooled(connection, record)
         with contextlib.suppress(TypeError):
-            _pooled[connection] = record.info[_POOLED] = pooled
+            _pooled[weakref.ref(connection, _forget)] = record.info[_POOLED] = pooled
         loop = _running_loop() if self._is_bound_to_loop else None
         pooled.loop = weakref.ref(loop) if loop is not None else None
 
@@ -223,9 +230,11 @@ class _Liveness:
         """
         if os.getpid() != process.pid:
             _refuse_inherited()
-        connection = self._dialect.get_driver_connection(dbapi_connection)
+        connection: Any = dbapi_connection
+        if self._is_async:
+            connection = self._dialect.get_driver_connection(dbapi_connection)
         try:
-            pooled = _pooled.get(connection)
+            pooled = _pooled.get(weakref.ref(connection))
         except TypeError:
             pooled = None
         if pooled is None:
@@ -235,17 +244,13 @@ class _Liveness:
             return self._ping(dbapi_connection)
         if pooled.loop is not None:
             _refuse_foreign(connection, pooled)
-        if time.monotonic() - since < self._trust_idle and self._is_quiet(connection, pooled):
+        if (
+            time.monotonic() - since < self._trust_idle
+            and pooled.look(connection) is _QUIET
+            and (not self._counts_bytes or _has_read_nothing(connection, pooled))
+        ):
             return True
         return self._examine(dbapi_connection, connection)
-
-    def _is_quiet(self, connection: Any, pooled: _Pooled) -> bool:
-        """Return whether nothing has arrived since the connection was returned to the pool."""
-        if pooled.look(connection) is not Look.QUIET:
-            return False
-        if not self._counts_bytes:
-            return True
-        return pooled.received is not None and pooled.received == bytes_received(connection)
 
     def _examine(self, dbapi_connection: DBAPIConnection, connection: Any) -> bool:
         try:
@@ -313,6 +318,11 @@ class _Liveness:
                 "greenlets. Call psycogreen.gevent.patch_psycopg(), or use the psycopg driver.",
                 self._engine,
             )
+
+
+def _has_read_nothing(asyncpg_connection: Any, pooled: _Pooled) -> bool:
+    """Return whether asyncpg is known to have read nothing since the connection was returned."""
+    return pooled.received is not None and pooled.received == bytes_received(asyncpg_connection)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import select
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 import sqlalchemy
@@ -33,7 +34,7 @@ def age(engine, seconds=1.5):
     for connection in connections:
         connection.close()
     for record in records:
-        liveness._pooled[record.driver_connection].since -= seconds
+        liveness._pooled[weakref.ref(record.driver_connection)].since -= seconds
 
 
 def fill(engine, size):
