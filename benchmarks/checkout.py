@@ -1,28 +1,20 @@
 """What a checkout costs: no check, SQLAlchemy's pre-ping, and sa_railway, in one run.
 
     python benchmarks/checkout.py [--rounds 30] [--write]
-    python benchmarks/checkout.py --instructions
 
 Prints the median time of a checkout with its checkin, as a ratio to an engine with no check at all,
 for each driver, on loopback and through a proxy that adds 2 ms to every round trip. Client and
 server have a core each, and every round has new connections: where the kernel puts a server's
 process changes a time more than what is measured.
-
-``--instructions`` counts those of the client with Valgrind's callgrind instead, which is the same
-on a busy machine. The server's are not counted, so the ratio of a query is higher than in time.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from itertools import product
 
 import sqlalchemy
 from documents import put
@@ -75,35 +67,6 @@ def measure(url: URL, work: Callable[[Engine], None], rounds: int, calls: int) -
     return {kind: statistics.median(measured) for kind, measured in times.items()}
 
 
-def count(url: URL, kind: str, work: str) -> float:
-    """Return the client's instructions for one call of *work*: those of 500 more, by 500."""
-    totals = []
-    for calls in (100, 600):
-        arguments = (url.render_as_string(hide_password=False), kind, work, str(calls))
-        done = subprocess.run(
-            [
-                *("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"),
-                *(sys.executable, __file__, "--call", *arguments),
-            ],
-            env={**os.environ, "PYTHONHASHSEED": "0"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        (line,) = [line for line in done.stderr.splitlines() if "Collected" in line]
-        totals.append(int(line.split(":")[1]))
-    return (totals[1] - totals[0]) / 500
-
-
-def call(url: str, kind: str, work: str, calls: str) -> None:
-    """Be the client whose instructions are counted."""
-    engine = KINDS[kind](sqlalchemy.make_url(url))
-    checkout_and_query(engine)
-    gc.disable()
-    for _ in range(int(calls)):
-        WORK[work](engine)
-
-
 def row(title: str, values: dict[str, float]) -> str:
     """Return a row of the table: the *values* as ratios to the first one."""
     base = values["no check"]
@@ -113,14 +76,6 @@ def row(title: str, values: dict[str, float]) -> str:
 
 
 HEAD = ["| | no check | `pool_pre_ping` | `sa_railway` |", "|---|---|---|---|"]
-
-
-def count_all() -> None:
-    print(*HEAD, sep="\n")
-    with TemporaryPostgres() as server:
-        for driver, work in product(DRIVERS, WORK):
-            url = server.url_for(driver)
-            row(f"{driver}, {work}", {kind: count(url, kind, work) for kind in KINDS})
 
 
 def measure_all(rounds: int) -> list[str]:
@@ -146,18 +101,11 @@ def measure_all(rounds: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--instructions", action="store_true", help="count, with Valgrind")
     parser.add_argument("--write", action="store_true", help="update README.md")
-    parser.add_argument("--call", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.call:
-        call(*arguments.call)
-    elif arguments.instructions:
-        count_all()
-    else:
-        rows = measure_all(arguments.rounds)
-        if arguments.write:
-            put("checkout", "\n".join(rows), "README.md")
+    rows = measure_all(arguments.rounds)
+    if arguments.write:
+        put("checkout", "\n".join(rows), "README.md")
 
 
 if __name__ == "__main__":

@@ -297,6 +297,12 @@ CONDITIONS: dict[str, Condition] = {
         "Client and server do not agree on whether to use TLS: change sslmode, or enable TLS on "
         "the server.",
     ),
+    "unmet": Condition(
+        FaultKind.CONNECT_PERMANENT,
+        "The server does not do what the client demands of it: look at channel_binding, "
+        "require_auth, gssencmode, requirepeer and ssl_min_protocol_version in the URL, and at "
+        "the PG* variables that stand for them.",
+    ),
     "tls-refused": Condition(
         FaultKind.CONNECT_TRANSIENT,
         "The server did not agree to use TLS: wait if it is being restarted, otherwise change "

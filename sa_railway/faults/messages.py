@@ -38,6 +38,8 @@ TEXTS: tuple[tuple[str, str], ...] = (
     ("is wrong, or the database does not exist", "28000"),  # PgDog
     ("authentication failed", "not-admitted"),
     ("no password supplied", "not-admitted"),
+    ("incorrect server signature", "not-admitted"),  # SCRAM: the server does not know the password
+    ("no postgresql user name", "not-admitted"),
     ("no such user", "not-admitted"),
     ("login rejected", "not-admitted"),
     ("tenant or user not found", "not-admitted"),
@@ -51,22 +53,40 @@ TEXTS: tuple[tuple[str, str], ...] = (
     ("(ecircuitbreaker)", "pooler-blocks"),
     ("permission denied for database", "not-admitted"),
     ("not currently accepting connections", "not-admitted"),
+    ("cannot connect to invalid database", "not-admitted"),  # DROP DATABASE was interrupted
     ('database "" is disabled', "not-admitted"),  # PgBouncer, until ENABLE
     ("database does not allow connections", "not-admitted"),  # the same of later versions
+    ("endpoint could not be found", "not-admitted"),  # Neon, as the two that follow
+    ("endpoint id is not specified", "not-admitted"),
+    ("exceeded the compute time quota", "not-admitted"),
     ("unsupported startup parameter", "startup-parameter"),
     ("unrecognized configuration parameter", "startup-parameter"),
     ("invalid value for parameter", "startup-parameter"),
     ("cannot be changed now", "startup-parameter"),
     ("certificate", "certificate"),
+    ("alert unknown ca", "certificate"),
     ("server does not support ssl", "tls"),
     ("ssl required", "tls"),
     ("clients must connect with tls", "tls"),  # PgDog
     ("ssl connection is required", "tls"),
+    # what the client demands: channel_binding, require_auth, gssencmode, requirepeer, a TLS version
+    ("channel binding", "unmet"),
+    ("authentication method", "unmet"),  # a requirement, and one that the client does not know
+    ("authentication mechanisms", "unmet"),
+    ("authentication not supported", "unmet"),
+    ("gssapi encryption required", "unmet"),
+    ("gssapi continuation error", "unmet"),
+    ("requirepeer", "unmet"),
+    ("alert protocol version", "unmet"),
+    ("alert handshake failure", "unmet"),
+    ("unsupported protocol", "unmet"),
+    ("ssl protocol version", "unmet"),
     ("invalid port number", "bad-url"),
     ("invalid integer value", "bad-url"),
     ("invalid connection option", "bad-url"),
     ("in connection info string", "bad-url"),
     ("sslmode", "bad-url"),
+    ("private key file", "bad-url"),
     ("expected authentication request", "bad-url"),
     ("invalid response to ssl negotiation", "bad-url"),
     # a pooler without a server

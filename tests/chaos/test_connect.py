@@ -274,6 +274,13 @@ def guarded_postgres(postgres_binaries):
             'database "absent" does not exist',
             "create it, or correct its name",
         ),
+        ({"query": {"channel_binding": "require"}}, "channel binding", "look at channel_binding"),
+        (
+            {"query": {"gssencmode": "require"}},
+            r"GSSAPI encryption required|gssencmode value \"require\" invalid",
+            "",  # a libpq that has no GSSAPI says so before it connects
+        ),
+        ({"query": {"sslmode": "require"}}, "server does not support SSL", "change sslmode"),
     ],
 )
 def test_what_waiting_cannot_mend_is_raised_at_once(

@@ -300,6 +300,48 @@ PERMANENT_AT_CONNECT = [
     ('invalid connection option "nonsense"', "bad-url"),
     ('missing "=" after "nonsense" in connection info string', "bad-url"),
     ('invalid sslmode value: "maybe"', "bad-url"),
+    (
+        AT + 'private key file "/k" has group or world access; file must have permissions u=rw '
+        "(0600) or less",
+        "bad-url",
+    ),
+    (
+        AT + "channel binding required, but server authenticated client without channel binding",
+        "unmet",
+    ),
+    (AT + "channel binding is required, but client does not support it", "unmet"),
+    (
+        AT + 'authentication method requirement "scram-sha-256" failed: server requested a '
+        "cleartext password",
+        "unmet",
+    ),
+    (AT + "authentication method 9 not supported", "unmet"),
+    (AT + "none of the server's SASL authentication mechanisms are supported", "unmet"),
+    (AT + "Kerberos 5 authentication not supported", "unmet"),
+    (
+        AT + "GSSAPI encryption required but was impossible (possibly no credential cache, no "
+        "server support, or using a local socket)",
+        "unmet",
+    ),
+    (AT + "GSSAPI continuation error: No credentials were supplied", "unmet"),
+    (AT + 'requirepeer specifies "db", but actual peer user name is "app"', "unmet"),
+    (AT + "SSL error: tlsv1 alert protocol version", "unmet"),
+    (AT + "SSL error: sslv3 alert handshake failure", "unmet"),
+    (AT + "SSL error: unsupported protocol", "unmet"),
+    (AT + 'invalid value "TLSv9" for minimum SSL protocol version', "unmet"),
+    (AT + "SSL error: tlsv1 alert unknown ca", "certificate"),
+    (AT + "incorrect server signature", "not-admitted"),
+    (AT + "FATAL:  no PostgreSQL user name specified in startup packet", "not-admitted"),
+    (AT + 'FATAL:  cannot connect to invalid database "shop"', "not-admitted"),
+    (
+        AT + "ERROR:  The requested endpoint could not be found, or you don't have access to it.",
+        "not-admitted",
+    ),
+    (AT + "ERROR:  Endpoint ID is not specified.", "not-admitted"),
+    (
+        AT + "ERROR:  Your account or project has exceeded the compute time quota.",
+        "not-admitted",
+    ),
     (AT + "FATAL:  server login failed: FATAL password authentication failed", "28P01"),
 ]
 LOST = [
