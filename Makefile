@@ -47,8 +47,11 @@ downstream: .venv-downstream/.installed  ## the tests of SQLAlchemy and its exte
 applications: .venv-applications/.installed  ## MLflow, Flask-Migrate, Celery, Optuna and FastAPI, plain and with the plugin
 	.venv-applications/bin/python benchmarks/applications.py
 
-test-sa20: .venv-sa20/.installed  ## run the tests, but for e2e, on SQLAlchemy 2.0
-	.venv-sa20/bin/pytest $(PARALLEL) tests/unit tests/integration tests/chaos
+test-sa20: .venv-sa20/.installed  ## run the tests, but for e2e, on SQLAlchemy 2.0 and Gunicorn 23
+	.venv-sa20/bin/pytest $(PARALLEL) tests/unit tests/integration tests/chaos $(EVENTLET)
+
+# the last Gunicorn with a worker class for eventlet
+EVENTLET := "tests/e2e/test_servers.py::test_no_request_fails_with_the_connections_that_it_would_have_used[gunicorn eventlet]"
 
 clean:  ## remove the virtual environments and caches
 	rm -rf .venv .venv-* .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
@@ -56,7 +59,7 @@ clean:  ## remove the virtual environments and caches
 .venv/.installed: packages := --group dev
 .venv-downstream/.installed: packages := --group tests Flask-Migrate mock
 .venv-applications/.installed: packages := --group tests mlflow-skinny Flask-Migrate celery optuna fastapi uvicorn
-.venv-sa20/.installed: packages := --group tests 'SQLAlchemy<2.1'
+.venv-sa20/.installed: packages := --group tests 'SQLAlchemy<2.1' 'gunicorn<24'
 
 %/.installed: pyproject.toml
 	@for python in $(PYTHON); do \

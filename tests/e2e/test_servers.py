@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import importlib.util
 import os
 import signal
 import socket
@@ -40,6 +41,8 @@ UWSGI = [
     *("served:application", "--master", "--processes", "2", "--die-on-term"),
 ]
 WSGI, ASGI = "served:application", "served:asgi"
+# Gunicorn has a worker class for eventlet up to version 23, which `make test-sa20` runs.
+HAS_EVENTLET_WORKER = importlib.util.find_spec("gunicorn.workers.geventlet") is not None
 
 SERVERS = {
     "gunicorn sync": ("psycopg2", [*OURS, WSGI]),
@@ -62,6 +65,8 @@ SERVERS = {
     "uwsgi": ("psycopg2", UWSGI),
     "uwsgi with its hooks": ("psycopg", [*UWSGI, "--enable-threads", "--py-call-osafterfork"]),
 }
+if HAS_EVENTLET_WORKER:
+    SERVERS["gunicorn eventlet"] = ("psycopg2", [*OURS, "--worker-class", "eventlet", WSGI])
 
 
 class Served:
