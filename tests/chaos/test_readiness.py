@@ -25,7 +25,8 @@ from sa_railway.observe.health.probe import recent_probes, start_probe, start_pr
 from sa_railway.observe.health.report import Status, check_health, check_health_async
 from sa_railway.testing import ChaosProxy
 
-NO_ANSWER = {"status": "unavailable", "reason": "The server did not answer within 2 s."}
+NO_CONNECTION = "No connection to the server was made within {} s."
+FROZEN = {"status": "unavailable", "reason": NO_CONNECTION.format(2)}
 READY = {"status": "ready", "reason": None}
 SATURATED = {"status": "saturated", "reason": "All 2 connections of the pool are in use."}
 PROBES = 200
@@ -163,13 +164,15 @@ def test_a_frozen_server_is_unavailable(make_app, proxy, live):
             connection.execute(text("SELECT 1"))
 
     with proxy.freeze():
-        assert get(app, "/health/ready") == (503, NO_ANSWER)
+        assert get(app, "/health/ready") == (503, FROZEN)
         status, body = get(app, "/health/database")
     assert (status, body["status"]) == (503, "critical")
     report = body["databases"]["default"]
     assert (report["rule"], report["server"], report["round_trip"]) == ("server", None, None)
     assert report["recommendations"][0]["action"] == (
-        "Look at the database service: whether it runs, lacks CPU or memory, or is being restarted."
+        "Look at the database service: whether it runs, lacks CPU or memory, or is being "
+        "restarted. Look also at what the application itself does to connect, such as to fetch a "
+        "password."
     )
 
 
@@ -189,7 +192,7 @@ def test_a_server_that_answers_too_late_is_unavailable(make_engine, proxy):
     with proxy.latency(0.1):
         for _ in range(2):  # also once the answer is there
             answer = respond(engine, "/ready")
-            assert json.loads(answer.body)["reason"] == "The server did not answer within 0.2 s."
+            assert json.loads(answer.body)["reason"] == NO_CONNECTION.format(0.2)
             until(lambda: recent_probes(engine))
 
 
@@ -207,7 +210,7 @@ def test_a_probe_that_is_stuck_is_not_doubled(make_engine, proxy):
     with proxy.freeze():
         for _ in range(5):
             answer = respond(engine, "/ready")
-            assert json.loads(answer.body)["reason"] == "The server did not answer within 0.2 s."
+            assert json.loads(answer.body)["reason"] == NO_CONNECTION.format(0.2)
         assert proxy.accepted == 1
 
 
@@ -399,7 +402,7 @@ def test_asgi_answers_for_a_frozen_server_while_the_event_loop_runs(postgres, dr
 
     with ChaosProxy(postgres.url_for(driver)) as proxy:
         answers, ticks = asyncio.run(main(proxy))
-        assert answers == [(503, NO_ANSWER)] * PROBES
+        assert answers == [(503, FROZEN)] * PROBES
         assert ticks > 20  # of the 200 that there is time for
         assert proxy.accepted <= 2
 
@@ -477,6 +480,23 @@ def test_a_lock_of_the_application_is_not_bound_to_another_loop(postgres):
             await holder
         async with engine.connect() as connection:
             assert await connection.scalar(text("SELECT 1")) == 1
+        await engine.dispose()
+
+    asyncio.run(main())
+
+
+def test_a_server_is_not_blamed_for_a_password_that_does_not_come(postgres):
+    async def main():
+        async def password():
+            await asyncio.Event().wait()
+
+        engine = sa_railway.create_async_engine(
+            postgres.url_for("asyncpg"), connect_args={"password": password}, probe_timeout=0.2
+        )
+        assert await ready_by_asgi(engine) == (
+            503,
+            {"status": "unavailable", "reason": NO_CONNECTION.format(0.2)},
+        )
         await engine.dispose()
 
     asyncio.run(main())

@@ -76,6 +76,10 @@ _FULL = {CONDITIONS[condition].advice for condition in ("53300", "pooler-full")}
 _NO_ANSWER = (
     "Look at the database service: whether it runs, lacks CPU or memory, or is being restarted."
 )
+_NO_CONNECTION = (
+    f"{_NO_ANSWER} Look also at what the application itself does to connect, such as to fetch a "
+    "password."
+)
 _NO_THREAD = "Raise the limit of processes and threads of the container, or run fewer of them."
 
 
@@ -119,20 +123,21 @@ class Probe:
     time: float = field(default_factory=time.time)
 
 
-@dataclass(frozen=True)
 class PendingProbe:
     """A probe that is under way or over, and until when it is waited for."""
 
-    future: Future[Probe]
-    deadline: float
-    timeout: float
+    def __init__(self, timeout: float) -> None:
+        self.future: Future[Probe] = Future()
+        self.connected_at = float("inf")
+        self.deadline = time.monotonic() + timeout
+        self._timeout = timeout
 
     def wait(self) -> Probe:
         """Return what came of it, at its deadline at the latest. Any thread may call it."""
         try:
             return self.future.result(self._left())
         except TimeoutError:
-            return _no_answer(self.timeout)
+            return self.late()
 
     async def wait_async(self) -> Probe:
         """Do the same without blocking the event loop."""
@@ -147,7 +152,14 @@ class PendingProbe:
         while not self.future.done() and not patience.is_over(loop.time()):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(arrived.wait(), patience.step)
-        return self.future.result() if self.future.done() else _no_answer(self.timeout)
+        return self.future.result() if self.future.done() else self.late()
+
+    def late(self) -> Probe:
+        """Return what there is to say of it at its deadline."""
+        if self.connected_at <= self.deadline:
+            return Probe(f"The server did not answer within {self._timeout:g} s.", _NO_ANSWER)
+        failure = f"No connection to the server was made within {self._timeout:g} s."
+        return Probe(failure, _NO_CONNECTION)
 
     def _left(self) -> float:
         return max(0.0, self.deadline - time.monotonic())
@@ -179,75 +191,79 @@ class _Prober:
     def __init__(self) -> None:
         self.finished: deque[Probe] = deque(maxlen=_KEPT)
         self._lock = Lock()
-        self._future: Future[Probe] = Future()
-        self._future.set_result(Probe())
+        self._last: PendingProbe | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None  # an event loop keeps no reference
-        self._started = self._ended = float("-inf")
+        self._ended = float("-inf")
 
     def ask(
         self, engine: Engine, profile: Profile, loop: asyncio.AbstractEventLoop | None
     ) -> PendingProbe:
-        now, timeout = time.monotonic(), profile.probe_timeout
         with self._lock:
-            is_new = self._is_over() and now - self._ended >= profile.probe_cache
-            if is_new:
-                self._future, self._started, self._loop = Future(), now, loop
-            pending = PendingProbe(self._future, self._started + timeout, timeout)
-        if is_new and loop is not None:
-            run = self._run_in_loop(engine, profile, pending.future)
-            self._task = loop.create_task(run, name="sa_railway-probe")
-        elif is_new:
-            self._start_thread(engine, profile, pending.future)
+            last = self._last
+            if last is not None and self._counts(last, profile):
+                return last
+            pending = self._last = PendingProbe(profile.probe_timeout)
+            self._loop = loop
+        if loop is not None:
+            work = self._ask_in_loop(engine, profile, pending)
+            self._task = loop.create_task(work, name="sa_railway-probe")
+        else:
+            self._start_thread(engine, profile, pending)
         return pending
 
-    def _is_over(self) -> bool:
-        """Return whether the last one has an answer, or has stopped with its event loop."""
-        return self._future.done() or not (self._loop is None or self._loop.is_running())
+    def _counts(self, last: PendingProbe, profile: Profile) -> bool:
+        """Return whether *last* is under way in a loop that runs, or was over a moment ago."""
+        if not last.future.done():
+            return self._loop is None or self._loop.is_running()
+        return time.monotonic() - self._ended < profile.probe_cache
 
-    def _start_thread(self, engine: Engine, profile: Profile, future: Future[Probe]) -> None:
+    def _start_thread(self, engine: Engine, profile: Profile, pending: PendingProbe) -> None:
         thread = threading.Thread(
-            target=self._run, args=(engine, profile, future), name="sa_railway-probe", daemon=True
+            target=self._ask, args=(engine, profile, pending), name="sa_railway-probe", daemon=True
         )
         try:
             thread.start()
         except RuntimeError:  # the container allows no thread more
-            self._finish(future, Probe("No thread could be started to ask the server.", _NO_THREAD))
+            self._finish(
+                pending, Probe("No thread could be started to ask the server.", _NO_THREAD)
+            )
 
-    def _run(self, engine: Engine, profile: Profile, future: Future[Probe]) -> None:
+    def _ask(self, engine: Engine, profile: Profile, pending: PendingProbe) -> None:
         _be_impatient(profile)
-        result = late = _no_answer(profile.probe_timeout)
+        result = pending.late()
         try:
             if engine.dialect.is_async:
-                result = asyncio.run(greenlet_spawn(_ask, engine, profile))
+                result = asyncio.run(greenlet_spawn(_ask, engine, profile, pending))
             else:
-                result = _ask(engine, profile)
+                result = _ask(engine, profile, pending)
         except Exception as error:  # noqa: BLE001 - asyncpg raises OSError and TimeoutError
             result = _failed(error, profile)
         finally:
-            is_late = time.monotonic() > self._started + profile.probe_timeout
-            self._finish(future, late if is_late else result)
+            is_late = time.monotonic() > pending.deadline
+            self._finish(pending, pending.late() if is_late else result)
 
-    async def _run_in_loop(self, engine: Engine, profile: Profile, future: Future[Probe]) -> None:
+    async def _ask_in_loop(self, engine: Engine, profile: Profile, pending: PendingProbe) -> None:
         _be_impatient(profile)
-        result = late = _no_answer(profile.probe_timeout)
+        result = pending.late()
         patience = Patience(profile.probe_timeout, time.monotonic())
-        work = asyncio.ensure_future(greenlet_spawn(_ask, engine, profile))
-        is_late = False
+        work = asyncio.ensure_future(greenlet_spawn(_ask, engine, profile, pending))
+        late: Probe | None = None
         try:
             while not (await asyncio.wait([work], timeout=patience.step))[0]:
-                is_late = is_late or patience.is_over(time.monotonic())
+                if late is None and patience.is_over(time.monotonic()):
+                    late = pending.late()
             result = work.result()
         except Exception as error:  # noqa: BLE001 - asyncpg raises OSError and TimeoutError
             result = _failed(error, profile)
         finally:
             work.cancel()
-            self._finish(future, late if is_late else result)
+            self._finish(pending, late or result)
 
-    def _finish(self, future: Future[Probe], result: Probe) -> None:
+    def _finish(self, pending: PendingProbe, result: Probe) -> None:
         self.finished.append(result)
         self._ended = time.monotonic()
-        future.set_result(result)
+        pending.future.set_result(result)
 
 
 def _be_impatient(profile: Profile) -> None:
@@ -257,13 +273,14 @@ def _be_impatient(profile: Profile) -> None:
     attempt_limit.set(profile.probe_timeout + 1)
 
 
-def _ask(engine: Engine, profile: Profile) -> Probe:
+def _ask(engine: Engine, profile: Profile, pending: PendingProbe) -> Probe:
     """Open a connection, ask, and close it."""
     # The engine's own way to connect, and nothing else of its pool: no listener shall take this
     # for a connection of the application, or initialise the dialect while a checkout needs it.
     # ``_creator`` is not public; tests/chaos/test_readiness.py fails when it moves.
     pool = NullPool(engine.pool._creator, dialect=engine.dialect)
     proxied = pool.connect()
+    pending.connected_at = time.monotonic()
     try:
         with limit(proxied.driver_connection, profile.probe_timeout):
             result = _converse(engine, proxied, profile)
@@ -309,11 +326,6 @@ def _failed(error: Exception, profile: Profile) -> Probe:
     if fault.advice in _FULL:
         return Probe("The server takes no more connections.", fault.advice, is_full=True)
     return Probe(_FAILURES.get(fault.kind, "The server cannot be used."), fault.advice)
-
-
-def _no_answer(timeout: float) -> Probe:
-    failure = f"The server did not answer within {timeout:g} s."
-    return Probe(failure, _NO_ANSWER)
 
 
 _lock = Lock()
