@@ -34,6 +34,9 @@ _ASYNCPG_COMMANDS = (
 # What it sets for as long as the connection lives, by no statement of the caller's.
 _ASYNCPG_SETTINGS = ("add_listener reset_type_codec set_builtin_type_codec set_type_codec").split()
 
+# A derived class is made once. Those of a program that makes its own for every connection go again.
+_remembered = functools.lru_cache(maxsize=64)
+
 # Modules whose calls of asyncpg are not the application's.
 _NO_APPLICATION = ("asyncpg.", "sqlalchemy.dialects.", f"{__package__}.")
 
@@ -70,7 +73,7 @@ def _psycopg2(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
     return tracked
 
 
-@functools.cache
+@_remembered
 def _psycopg2_connection(base: Any, extensions: Any) -> Any:
     """Return *base* with cursors that are seen, also where the caller names their class.
 
@@ -165,7 +168,7 @@ def _psycopg(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
     return tracked
 
 
-@functools.cache
+@_remembered
 def _psycopg_connection(base: Any) -> Any:
     """Return *base* with cursors that are seen, and psycopg's own transactions."""
     is_own = base.commit.__module__.startswith("psycopg.")
@@ -237,7 +240,7 @@ def _asyncpg(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
     return tracked
 
 
-@functools.cache
+@_remembered
 def _asyncpg_connection(base: Any) -> Any:
     """Return *base* with its own commands seen, but for those by which SQLAlchemy uses it."""
 
@@ -277,7 +280,7 @@ def _asyncpg_connection(base: Any) -> Any:
     return _derive(base, **members)
 
 
-@functools.cache
+@_remembered
 def _asyncpg_adapter(base: Any) -> Any:
     """Return the class *base* of SQLAlchemy's adapted connections, with cursors that are seen."""
 
@@ -289,7 +292,7 @@ def _asyncpg_adapter(base: Any) -> Any:
     return _derive(base, __slots__=(), cursor=cursor, commit=_seen_commit(base))
 
 
-@functools.cache
+@_remembered
 def _asyncpg_cursor(base: Any) -> Any:
     def seen(name: str) -> Callable[..., Any]:
         inherited = getattr(base, name)
@@ -307,7 +310,7 @@ def _asyncpg_cursor(base: Any) -> Any:
     return _derive(base, __slots__=(), execute=seen("execute"), executemany=seen("executemany"))
 
 
-@functools.cache
+@_remembered
 def _cursor_class(base: Any) -> Any:
     """Return the class *base* of a driver's cursors, with every command seen."""
     if hasattr(base, "railway_base"):

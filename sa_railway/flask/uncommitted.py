@@ -24,8 +24,6 @@ __all__ = ["Uncommitted", "connections_of", "watch"]
 
 _WRITES, _PERHAPS = attrgetter("writes"), attrgetter("perhaps")
 
-_CONNECTIONS = "sa_railway.flask.connections"
-
 _watched: WeakSet[Any] = WeakSet()  # dialects, which an engine and its copies have in common
 
 
@@ -70,8 +68,9 @@ class Uncommitted(NamedTuple):
 
 def connections_of(session: Session) -> list[Connection]:
     """Return the connections on which *session* has a transaction open."""
-    begun: list[Connection] = session.info.get(_CONNECTIONS, [])
-    return [each for each in begun if not each.closed] if session.in_transaction() else []
+    if not session.in_transaction():
+        return []
+    return [each for each in _begun.get(session, ()) if not each.closed]
 
 
 def watch(engine: Engine) -> None:
@@ -143,12 +142,16 @@ def _executed(statement: object, context: Any) -> None:
         tally.perhaps = True
 
 
+# The connections on which each session has begun. Its own info belongs to the application.
+_begun: WeakKeyDictionary[Session, list[Connection]] = WeakKeyDictionary()
+
+
 # The class of all sessions, for each extension makes its own: Flask-SQLAlchemy a class, and
 # Flask-SQLAlchemy-Lite one for every application and, below an AsyncSession, none at all.
 @event.listens_for(Session, "after_begin")
-def _begun(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+def _begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
     if transaction.nested:
         return
-    others = [each for each in session.info.get(_CONNECTIONS, ()) if not each.closed]
-    session.info[_CONNECTIONS] = [*(each for each in others if each is not connection), connection]
+    others = [each for each in _begun.get(session, ()) if not each.closed]
+    _begun[session] = [*(each for each in others if each is not connection), connection]
     _tallies.pop(connection, None)  # of a connection that the session is bound to, and shares

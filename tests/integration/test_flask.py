@@ -266,6 +266,15 @@ def test_nothing_is_kept_of_a_connection_when_the_request_is_over(shop: Shop):
     assert connections[0]() is None
 
 
+def test_the_info_of_a_session_belongs_to_the_application(shop: Shop):
+    @shop.app.get("/")
+    def view() -> dict[str, str]:
+        leave_flushed(shop)
+        return {str(key): str(value) for key, value in shop.db.session.info.items()}
+
+    assert shop.app.test_client().get("/").json == {}
+
+
 # --- what was left uncommitted ---
 
 

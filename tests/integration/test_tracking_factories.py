@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import gc
 import logging
 import pickle
 import weakref
@@ -17,6 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.util import await_only
 from within import done, driver_of, using
 
+import sa_railway
 from sa_railway.commit.work import is_idle, work_on
 
 
@@ -121,6 +123,23 @@ def test_the_factories_of_an_application_give_what_they_give_without_us(
     arguments = {"connect_args": arguments}
     _, without = using(postgres, driver, check, is_ours=False, **arguments)
     assert using(postgres, driver, check, **arguments) == (is_seen, without)
+
+
+def test_a_class_that_the_application_makes_for_every_connection_is_not_kept(postgres):
+    engine = sa_railway.create_engine(postgres.url, poolclass=sqlalchemy.pool.NullPool)
+    made = []
+
+    @sqlalchemy.event.listens_for(engine, "do_connect")
+    def choose(dialect, record, cargs, cparams):
+        factory = type("Made", (psycopg2.extensions.connection,), {})
+        made.append(weakref.ref(factory))
+        cparams["connection_factory"] = factory
+
+    for _ in range(100):
+        engine.connect().close()
+    gc.collect()
+
+    assert made[0]() is None
 
 
 @pytest.mark.parametrize(
