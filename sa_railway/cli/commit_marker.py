@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
-from sa_railway.commit.marker_schema import TABLE, create_sql, describe, drop_sql
+from sa_railway.commit.marker_schema import TABLE, create_sql, describe, drop_sql, repair_sql
 from sa_railway.config.masking import masked
 from sa_railway.config.url import find_url, normalize_url
 from sa_railway.exc import ConfigurationError
@@ -33,7 +33,7 @@ def add(subparsers: Any) -> None:
     parser.set_defaults(run=_run, prog=parser.prog)
     parser.add_argument("url", metavar="URL", nargs="?", help="default: from the environment")
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--create", action="store_true", help="create it, unless it is there")
+    action.add_argument("--create", action="store_true", help="create it, or repair what is there")
     action.add_argument("--drop", action="store_true", help="drop it")
     parser.add_argument(
         "--sql",
@@ -67,15 +67,23 @@ def _run(options: argparse.Namespace) -> int:
     try:
         with engine.begin() as connection:
             state = describe(connection, options.schema)
-            # to create what is there takes a right on the schema, which the role need not have
-            is_needless = options.create and state["usable"] and not options.grant_to
-            if (options.create or options.drop) and not is_needless:
+            if options.create and state["usable"]:
+                # to create what is there takes a right on the schema, which the role need not have
+                statements = [] if state["complete"] else repair_sql(options.schema)
+                statements += create_sql(options.schema, grant_to=options.grant_to)[2:]
+            if options.create or options.drop:
                 for statement in statements:
                     connection.exec_driver_sql(statement)
                 state = describe(connection, options.schema)
     except SQLAlchemyError as error:
         return _report(
-            {"table": None, "usable": False, "found": False, "error": first_line(error)},
+            {
+                "table": None,
+                "usable": False,
+                "found": False,
+                "complete": False,
+                "error": first_line(error),
+            },
             masked(url),
             options,
         )
@@ -103,7 +111,7 @@ def _find_postgresql(given: str | None) -> URL:
 
 
 def _report(state: dict[str, Any], database: str, options: argparse.Namespace) -> int:
-    is_usable = state["usable"] and state["found"]
+    is_usable = state["usable"] and state["found"] and state["complete"]
     is_as_asked = not state["table"] if options.drop and "error" not in state else is_usable
     if options.json:
         print(json.dumps({"database": database, **state}))
@@ -116,6 +124,11 @@ def _report(state: dict[str, Any], database: str, options: argparse.Namespace) -
         print(f"{state['table']} is there, but not in the search path of this role: {database}")
     elif not state["usable"]:
         print(f"{state['table']} is there, but this role may not read and write it: {database}")
+    elif not state["complete"]:
+        print(
+            f"{state['table']} is there, but lacks its first rows, which {options.prog} --create "
+            f"makes: {database}"
+        )
     else:
         print(f"{state['table']} can be used, and holds {state['rows']} markers: {database}")
     return 0 if is_as_asked else 1

@@ -131,16 +131,25 @@ class MarkerTable:
 
     def find(self, record: ConnectionPoolEntry) -> None:
         """Look for the table on a new connection; say once what is missing."""
+        is_usable = False
         try:
             row = self._wire.row(record, USABLE.format(name=TABLE))
-            if row and row[1] == "true":
-                home = self._wire.row(record, _HOME.format(table=row[0], home=HOME))
-                if home:
-                    record.info[_TABLE] = (row[0], home[0])
-                    return
+            is_usable = bool(row) and row[1] == "true"
+            home = (
+                self._wire.row(record, _HOME.format(table=row[0], home=HOME)) if is_usable else None
+            )
+            if home:
+                record.info[_TABLE] = (row[0], home[0])
+                return
         finally:
             self._wire.rollback(record)
-        if row:
+        if is_usable:
+            self._warn(
+                "%s: commit_marker is on, but %s lacks its first rows: make them with sa-railway "
+                "commit-marker --create; until then, outcomes are proved by transaction ids",
+                row[0],
+            )
+        elif row:
             self._warn(
                 "%s: commit_marker is on, but the role may not read and write %s: its owner can "
                 "change that with sa-railway commit-marker --create --grant-to ROLE; until then, "

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-__all__ = ["HOME", "REMOVED", "TABLE", "USABLE", "create_sql", "describe", "drop_sql"]
+__all__ = ["HOME", "REMOVED", "TABLE", "USABLE", "create_sql", "describe", "drop_sql", "repair_sql"]
 
 TABLE = "sa_railway_commit_marker"
 
@@ -39,15 +39,23 @@ def create_sql(schema: str | None = None, *, grant_to: str | None = None) -> lis
         "    committed boolean NOT NULL,\n"
         "    removed_before uuid\n"
         ")",
-        f"INSERT INTO {table} (id, committed, removed_before) "  # noqa: S608 - quoted
-        f"VALUES ('{REMOVED}', false, '{REMOVED}'), "
-        f"('{HOME}', false, md5(random()::text || clock_timestamp())::uuid) "
-        "ON CONFLICT DO NOTHING",
+        _first_rows(table),
     ]
     if grant_to is not None:
         role = _quoted(grant_to)
         statements.append(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role}")
     return statements
+
+
+def repair_sql(schema: str | None = None) -> list[str]:
+    """Return the statements that give the table its first rows again, where one of them is missing.
+
+    Both are made, because nothing else is known of a table that has lost a row: to those that ask
+    about an earlier marker, it is the table of another database.
+    """
+    table = _qualified(schema)
+    delete = f"DELETE FROM {table} WHERE id IN ('{REMOVED}', '{HOME}')"  # noqa: S608 - quoted
+    return [delete, _first_rows(table)]
 
 
 def drop_sql(schema: str | None = None) -> list[str]:
@@ -59,18 +67,36 @@ def describe(connection: Connection, schema: str | None = None) -> dict[str, Any
     """Return what is to be known of the table in *schema*, or in the search path.
 
     That is its name (None if there is none), whether the role may use it, whether an application
-    finds it, which does not name the schema, and the number of its rows.
+    finds it, which does not name the schema, whether it has its first rows, and how many others.
     """
     name = _qualified(schema).replace("'", "''")
     row = connection.exec_driver_sql(USABLE.format(name=name)).first()
     found = connection.exec_driver_sql(USABLE.format(name=TABLE)).first()
     table, is_usable = (row[0], row[1] == "true") if row else (None, False)
-    rows = None
+    first = rows = None
     if is_usable:
-        count = f"SELECT count(*) FROM {table} WHERE removed_before IS NULL"  # noqa: S608 - quoted
-        rows = connection.exec_driver_sql(count).scalar_one()
+        count = (
+            f"SELECT count(*) FILTER (WHERE id IN ('{REMOVED}', '{HOME}')), "  # noqa: S608 - quoted
+            f"count(*) FILTER (WHERE removed_before IS NULL) FROM {table}"
+        )
+        first, rows = connection.exec_driver_sql(count).one()
     is_found = row is not None and found is not None and found[0] == row[0]
-    return {"table": table, "usable": is_usable, "found": is_found, "rows": rows}
+    return {
+        "table": table,
+        "usable": is_usable,
+        "found": is_found,
+        "complete": first == 2,
+        "rows": rows,
+    }
+
+
+def _first_rows(table: str) -> str:
+    return (
+        f"INSERT INTO {table} (id, committed, removed_before) "  # noqa: S608 - quoted
+        f"VALUES ('{REMOVED}', false, '{REMOVED}'), "
+        f"('{HOME}', false, md5(random()::text || clock_timestamp())::uuid) "
+        "ON CONFLICT DO NOTHING"
+    )
 
 
 def _qualified(schema: str | None) -> str:

@@ -193,12 +193,14 @@ def test_a_table_of_commit_markers_without_its_first_rows(server, execute, marke
     diagnosis = diagnose(server.url)
 
     assert codes(diagnosis) == ["commit-marker"]
-    assert first(diagnosis).fix == (
-        "Make it a table that this role can use. Execute what sa-railway commit-marker --sql "
-        "prints; it may be executed twice."
+    assert first(diagnosis).what == (
+        "commit_marker is on, but public.sa_railway_commit_marker lacks its first rows"
     )
-    for statement in create_sql():
-        execute(statement)
+    assert first(diagnosis).fix == (
+        "Make it a table that this role can use. Make them: sa-railway commit-marker --create."
+    )
+    url = server.url.render_as_string(hide_password=False)
+    assert main(["commit-marker", "--create", url]) == 0
     assert codes(diagnose(server.url)) == []
 
 

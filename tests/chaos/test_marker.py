@@ -334,6 +334,22 @@ def test_a_role_without_rights_is_told_at_the_first_connect(own_postgres, caplog
     ]
 
 
+def test_a_table_without_its_first_rows_is_told_at_the_first_connect(own_postgres, caplog):
+    plain = prepare(own_postgres)
+    with plain.begin() as connection:
+        connection.execute(text("DELETE FROM sa_railway_commit_marker"))
+    engine = make(own_postgres.url, logging_name="app")
+    with engine.begin() as connection:
+        insert(connection)
+    engine.dispose()
+
+    assert rows(plain) == [1]
+    assert messages(caplog, "app") == [
+        "commit_marker is on, but public.sa_railway_commit_marker lacks its first rows: make them "
+        "with sa-railway commit-marker --create; until then, outcomes are proved by transaction ids"
+    ]
+
+
 @pytest.mark.parametrize("driver", SYNC)
 def test_a_refused_row_does_not_fail_the_commit(own_postgres, driver, outcomes, caplog):
     plain = prepare(own_postgres)

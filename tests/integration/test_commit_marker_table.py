@@ -55,6 +55,7 @@ def test_machines_read_json(command, database_url):
         "table": TABLE,
         "usable": True,
         "found": True,
+        "complete": True,
         "rows": 0,
     }
 
@@ -64,9 +65,41 @@ def test_machines_read_json(command, database_url):
         "table": None,
         "usable": False,
         "found": False,
+        "complete": False,
         "rows": None,
     }
     assert json.loads(command("--sql", "--json")[1]) == {"sql": marker.create_sql()}
+
+
+@pytest.mark.parametrize("lost", [marker.REMOVED, marker.HOME, None], ids=["point", "home", "all"])
+def test_a_table_that_has_lost_its_first_rows_gets_new_ones(command, engine, database_url, lost):
+    where = f"{masked(database_url)}\n"
+    command("--create")
+    home = text(f"SELECT removed_before FROM {TABLE} WHERE id = '{marker.HOME}'")
+    with engine.begin() as connection:
+        before = connection.scalar(home)
+        connection.execute(
+            text(f"DELETE FROM {TABLE} WHERE :lost IS NULL OR id = CAST(:lost AS uuid)"),
+            {"lost": lost and str(lost)},
+        )
+
+    lacking = f"{TABLE} is there, but lacks its first rows, which sa-railway commit-marker --create"
+    assert command() == (1, f"{lacking} makes: {where}", "")
+    for _ in range(2):
+        assert command("--create") == (0, f"{TABLE} can be used, and holds 0 markers: {where}", "")
+    with engine.connect() as connection:
+        assert connection.scalar(home) not in (before, None)
+
+
+def test_what_is_complete_stays_as_it_is(command, engine):
+    command("--create")
+    rows = text(f"SELECT * FROM {TABLE} ORDER BY id")
+    with engine.connect() as connection:
+        before = connection.execute(rows).all()
+    command("--create")
+
+    with engine.connect() as connection:
+        assert connection.execute(rows).all() == before
 
 
 def test_the_sql_that_is_printed_creates_it(command, engine):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, text
 
-from sa_railway.commit.marker_schema import HOME, TABLE, describe
+from sa_railway.commit.marker_schema import TABLE, describe
 from sa_railway.observe.case import Case, NotRunError, Seen
 from sa_railway.observe.checks.quoting import quoted, user_of
 from sa_railway.observe.findings import Finding, Kind, Severity
@@ -64,6 +64,7 @@ _RIGHTS = text(
     " nspname = ANY(current_schemas(false)) ELSE nspname = :schema END LIMIT 1"
 )
 _CREATE = "Create it: sa-railway commit-marker --create."
+_REPAIR = "Make them: sa-railway commit-marker --create."
 
 
 def check_tables(case: Case) -> Seen:
@@ -120,14 +121,8 @@ def _judge_marker(case: Case, connection: Connection) -> list[Finding]:
     elif not state["usable"]:
         flaw = f"the role may not read and write {state['table']}"
         fix = f"As its owner: GRANT {', '.join(_WANTED)} ON {state['table']} TO {role}."
-    elif not _has_home(connection, state["table"]):
-        flaw = f"{state['table']} lacks the row that tells its database from others"
-        fix = "Execute what sa-railway commit-marker --sql prints; it may be executed twice."
+    elif not state["complete"]:
+        flaw, fix = f"{state['table']} lacks its first rows", _REPAIR
     else:
         return []
     return [MARKER.found(flaw=flaw, fix=fix)]
-
-
-def _has_home(connection: Connection, table: str) -> bool:
-    query = f"SELECT 1 FROM {table} WHERE id = '{HOME}'"  # noqa: S608 - quoted by the server
-    return connection.exec_driver_sql(query).first() is not None
