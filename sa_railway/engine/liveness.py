@@ -275,10 +275,8 @@ class _Liveness:
         """
         self._warn_if_gevent_is_blocked()
         started = time.monotonic()
-        is_queued = self._has_pooler or is_pooled(connection)
-        timeout = self._pooler_timeout if is_queued else self._ping_timeout
         is_closed = look(connection) is Look.CLOSED  # then nothing has to be waited for
-        with _no_limit() if is_closed else limit(connection, timeout) as expired:
+        with _no_limit() if is_closed else limit(connection, self._timeout(connection)) as expired:
             try:
                 is_alive = self._ping(dbapi_connection)
             except self._dialect.loaded_dbapi.Error as error:
@@ -296,6 +294,10 @@ class _Liveness:
         if events.Pinged in events.heard:
             events.announce(events.Pinged(self._engine, time.monotonic() - started))
         return True
+
+    def _timeout(self, connection: Any) -> float:
+        is_queued = self._has_pooler or is_pooled(connection)
+        return self._pooler_timeout if is_queued else self._ping_timeout
 
     def _announce(self, *, is_closed: bool, is_expired: bool) -> str:
         """Say that the connection is stale; return how this was seen."""
