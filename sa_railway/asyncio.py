@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.pool import NullPool
 
-from sa_railway.config.drivers import choose_driver
+from sa_railway.config.drivers import choose_driver, naming_extras
 from sa_railway.config.options import engine_options
 from sa_railway.config.profile import Profile
 from sa_railway.config.url import find_url
@@ -58,8 +58,9 @@ def create_async_engine(
         ConfigurationError: the URL, the profile or an override cannot be used.
     """
     target = choose_driver(find_url(url), asyncio=True)
-    options = engine_options(target, profile=profile, **overrides)
-    return sqlalchemy.ext.asyncio.create_async_engine(target, **options)
+    with naming_extras():
+        options = engine_options(target, profile=profile, **overrides)
+        return sqlalchemy.ext.asyncio.create_async_engine(target, **options)
 
 
 async def run_transaction(

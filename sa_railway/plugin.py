@@ -14,7 +14,13 @@ from sqlalchemy.dialects import plugins
 from sqlalchemy.engine import CreateEnginePlugin
 
 from sa_railway.commit.tracking import track
-from sa_railway.config.drivers import choose_driver, has_driver, is_foreign, spell_query
+from sa_railway.config.drivers import (
+    choose_driver,
+    has_driver,
+    is_foreign,
+    naming_extras,
+    spell_query,
+)
 from sa_railway.config.options import complete_arguments, engine_options
 from sa_railway.config.parse import parse_url, plugin_parameters, profile_named_in
 from sa_railway.config.profile import Profile, load_profile
@@ -173,7 +179,9 @@ def create_engine(
         ConfigurationError: the URL, the profile or an override cannot be used.
     """
     target = choose_driver(find_url(url))
-    return sqlalchemy.create_engine(target, **engine_options(target, profile=profile, **overrides))
+    with naming_extras():
+        options = engine_options(target, profile=profile, **overrides)
+        return sqlalchemy.create_engine(target, **options)
 
 
 def _as_asked(profile: Profile, arguments: Mapping[str, Any]) -> Profile:

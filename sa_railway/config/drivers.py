@@ -5,7 +5,9 @@ No driver is imported: whether one is installed is asked of the import system.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, cast
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKENDS",
+    "EXTRAS",
     "LIBPQ_DRIVERS",
     "allowed_drivers",
     "choose_driver",
@@ -30,6 +33,7 @@ __all__ = [
     "is_foreign",
     "last",
     "libpq_parameters",
+    "naming_extras",
     "spell_query",
 ]
 
@@ -62,6 +66,9 @@ _SERVER_DRIVERS = frozenset(
     for driver in table[backend]
 )
 _MODULES = {"mysqldb": "MySQLdb", "pysqlite": "sqlite3"}  # where it is not the driver's own name
+
+EXTRAS = {"psycopg": "psycopg", "asyncpg": "asyncpg"}
+"""The extras of this package by the modules that they install, as pyproject.toml has them."""
 
 BACKENDS = tuple(_SYNC_DRIVERS)
 """The databases that this package knows the drivers of."""
@@ -121,9 +128,26 @@ def _installed_driver(backend: str, *, asyncio: bool) -> str:
     for candidate in candidates:
         if find_spec(_MODULES.get(candidate, candidate)):
             return candidate
+    extra = next((EXTRAS[name] for name in candidates if name in EXTRAS), None)
     raise ConfigurationError(
         f"no driver for {backend} is installed; install one of: {', '.join(candidates)}"
+        + (f", for example by {_install(extra)}" if extra else "")
     )
+
+
+@contextlib.contextmanager
+def naming_extras() -> Iterator[None]:
+    """Add to the error about a driver that is not installed by which extra it is."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name in EXTRAS:
+            error.add_note(f"sa_railway: install the driver by {_install(EXTRAS[error.name])}")
+        raise
+
+
+def _install(extra: str) -> str:
+    return f'pip install "sa-railway[{extra}]"'
 
 
 def _drivers_of(backend: str) -> list[str]:

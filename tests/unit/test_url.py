@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib.machinery
 import logging
 import sys
-from collections.abc import Iterable
+import tomllib
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from marked import MARK
 from sqlalchemy import URL, make_url
 
+import sa_railway
 from sa_railway.config import drivers
 from sa_railway.config.parse import plugin_parameters
 from sa_railway.config.url import (
@@ -471,12 +474,14 @@ def test_bare_scheme_gets_a_driver_that_is_installed(
         (
             "postgresql://h/d",
             False,
-            "no driver for postgresql is installed; install one of: psycopg2, psycopg, asyncpg",
+            "no driver for postgresql is installed; install one of: psycopg2, psycopg, asyncpg, "
+            'for example by pip install "sa-railway[psycopg]"',
         ),
         (
             "postgresql://h/d",
             True,
-            "no driver for postgresql is installed; install one of: asyncpg, psycopg",
+            "no driver for postgresql is installed; install one of: asyncpg, psycopg, "
+            'for example by pip install "sa-railway[asyncpg]"',
         ),
         (
             "mysql://h/d",
@@ -567,6 +572,34 @@ def test_unknown_driver_asked_for_is_refused(given: str, driver: str, expected: 
 )
 def test_asyncio_replaces_only_what_it_cannot_use(given: str, expected: str) -> None:
     assert normalize_url(given, asyncio=True).drivername == expected
+
+
+@pytest.mark.parametrize(
+    ("make", "driver"),
+    [
+        (sa_railway.create_engine, "psycopg"),
+        (sa_railway.create_async_engine, "psycopg"),
+        (sa_railway.create_async_engine, "asyncpg"),
+    ],
+)
+def test_the_error_about_a_driver_that_is_missing_names_the_extra(
+    make: Callable[[str], object], driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, driver, None)
+
+    with pytest.raises(ModuleNotFoundError) as caught:
+        make(f"postgresql+{driver}://u@h/d")
+
+    assert caught.value.__notes__ == [
+        f'sa_railway: install the driver by pip install "sa-railway[{driver}]"'
+    ]
+
+
+def test_the_extras_are_those_of_the_package() -> None:
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    extras = settings["project"]["optional-dependencies"]
+
+    assert set(drivers.EXTRAS.values()) <= set(extras)
 
 
 def test_asyncio_falls_back_to_psycopg(monkeypatch: pytest.MonkeyPatch) -> None:
