@@ -64,7 +64,7 @@ def perform(connection: Connection, job: Row[Any]) -> None:
 
 
 class Worker:
-    """Takes jobs until it is told to stop."""
+    """Takes jobs until it is stopped."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -92,7 +92,7 @@ class Worker:
                 time.sleep(PAUSE)
 
     def _work_off_one(self) -> bool:
-        """Do the oldest job that nobody else has in hand; return whether there was one."""
+        """Do the oldest job that no other worker has in hand; return whether there was one."""
         with self._engine.connect() as connection:  # waits while the server is away
             self._in_transaction = True
             try:

@@ -1,4 +1,4 @@
-"""The application factory; Gunicorn is told of it, and the ``flask`` command finds it."""
+"""The application factory: Gunicorn's command line names it, and the ``flask`` command finds it."""
 
 from flask import Flask
 from models import db

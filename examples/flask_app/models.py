@@ -16,7 +16,7 @@ db = SQLAlchemy(model_class=Base)
 
 
 class Note(db.Model):
-    """A line of text that somebody has left."""
+    """A line of text that a visitor has left."""
 
     id: Mapped[int] = mapped_column(primary_key=True)
     text: Mapped[str]

@@ -44,7 +44,7 @@ class Profile:
             idle limit known of a host (Azure's 4 minutes being the shortest).
         recycle_jitter: the share of ``pool_recycle`` by which single connections are replaced
             earlier, so that a pool that was filled at once is not emptied at once.
-        idle_release: connections that nobody used for this long are closed; None keeps them.
+        idle_release: connections that have been idle for this long are closed; None keeps them.
             A pool by itself never closes an idle connection.
         metrics: whether what happens is counted, for the health report. ``Railway(app, db)`` counts
             for its engines whatever is said here; elsewhere a checkout costs nothing for it.
@@ -58,7 +58,7 @@ class Profile:
             ``pool_timeout``, because it lets a ping wait for a free server.
         connect_timeout: limit for one attempt to connect.
         connect_patience: how long a connect is tried again while the server is away. 10 for
-            web requests, which somebody waits for; 60 for scripts and workers.
+            web requests, whose clients wait; 60 for scripts and workers.
         backoff_base: the longest first pause between two attempts; it doubles with each.
         backoff_cap: no pause is longer, so that a server that is back is found within this time.
         breaker_pause: once the patience has run out, connects fail at once for this long.
@@ -83,7 +83,7 @@ class Profile:
             with psycopg.
         probe_timeout: how long readiness and health wait for the server. Whoever asks must wait a
             little longer; Kubernetes does not unless its ``timeoutSeconds`` is raised from 1.
-        probe_cache: an answer of the server serves all who ask within this time, so that probes
+        probe_cache: an answer of the server serves all probes within this time, so that probes
             cannot become load.
         health_window: success rate, reconnections and rollbacks are counted over this time: long
             enough for a quiet application, short enough to forget what is over.

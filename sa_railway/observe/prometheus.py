@@ -37,7 +37,7 @@ _COUNTERS = {
     "queries": "Statements executed, those that failed included",
     "failed_checkouts": "Checkouts that ended with an error: no server, or no connection free",
     "reconnections": "Connections made in place of one that was lost",
-    "rollbacks": "Transactions rolled back because a statement failed or nobody committed them",
+    "rollbacks": "Transactions rolled back, as a statement failed or nothing committed them",
     "pool_resets": "Times that all connections of a pool were given up, because one was found dead",
     "stale_connections": "Pooled connections found dead at checkout",
     "retries": "Attempts that retry() has made again",

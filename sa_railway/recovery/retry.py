@@ -67,7 +67,7 @@ def retry(
             with attempt:
                 job = session.scalars(select(Job)).first()
 
-    The work begins anew each time, so it should be one transaction, or harmless to repeat. It is
+    The work begins again each time, so it should be one transaction, or harmless to repeat. It is
     not run again when it may have been committed already: after a lost COMMIT, or a lost statement
     that writes in autocommit mode. ``run_transaction()`` finds out what became of a COMMIT.
 

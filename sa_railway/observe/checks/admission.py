@@ -144,7 +144,7 @@ NO_ENTRY = Kind(
     "hba",
     Severity.ERROR,
     "pg_hba.conf does not admit user <user> to database <database> from here: <message>",
-    "The server's list of who may come from where has no line for this user, database, address and "
+    "The server's list of admitted clients has no line for this user, database, address and "
     "encryption, or one that rejects them.",
     "Add a line to it above those that reject, such as: host <db> <role> <client> scram-sha-256; "
     "then SELECT pg_reload_conf(). Or come by another way that it has a line for.",

@@ -18,7 +18,7 @@ from sa_railway.observe.findings import Finding, Kind, Severity
 
 __all__ = ["explain_certificate"]
 
-_WITHOUT = "sslmode=require encrypts without verifying who the server is."
+_WITHOUT = "sslmode=require encrypts without verifying the server's identity."
 
 EXPIRED = Kind(
     "certificate-expired",
