@@ -2,6 +2,9 @@
 
 A server such as Gunicorn or uvicorn takes SIGTERM for a request to finish what is under way. Work
 that waits for a database would hold it up, where without the wait it fails at once.
+
+Python lets nothing but the handler itself know of a signal, so the program's is wrapped. The
+wrapper is equal to what it wraps and has its attributes; ``is`` and its type tell the difference.
 """
 
 from __future__ import annotations
@@ -12,14 +15,16 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 __all__ = ["is_stopping", "watch"]
 
 _ASYNCIO = str(Path(asyncio.__file__).parent) + os.sep
+
+_MOST = 32  # wrappers at a time, each of which the program may have wrapped in turn
 
 _stopped_pid: int | None = None
 
@@ -42,9 +47,31 @@ def watch() -> None:
         return
     with contextlib.suppress(ValueError, RuntimeError):  # a subinterpreter; a loop that was closed
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _Noticing(handler))
+            if len(_Noticing.alive) < _MOST:
+                _replace(handler)
         elif (loop := _main_loop()) is not None:
             loop.call_soon_threadsafe(watch)
+
+
+def _replace(handler: Callable[..., Any]) -> None:
+    """Wrap *handler*; for the operating system nothing changes.
+
+    After ``signal.signal()`` alone the signal would end system calls with EINTR that asyncio and
+    Gunicorn protect by ``siginterrupt()``, and pass by a handler in C that calls Python's.
+    """
+    if os.name == "nt":  # where a signal interrupts no system call
+        signal.signal(signal.SIGTERM, _Noticing(handler))
+        return
+    try:
+        import ctypes
+
+        sigaction = ctypes.CDLL(None).sigaction
+    except (ImportError, OSError, AttributeError):
+        return
+    action = (ctypes.c_long * 64)()  # larger than a struct sigaction is anywhere
+    if sigaction(signal.SIGTERM, None, action) == 0:
+        signal.signal(signal.SIGTERM, _Noticing(handler))
+        sigaction(signal.SIGTERM, action, None)
 
 
 def _main_loop() -> asyncio.AbstractEventLoop | None:
@@ -65,15 +92,33 @@ def _main_loop() -> asyncio.AbstractEventLoop | None:
 
 
 class _Noticing:
-    """A signal handler that does what *handler* does, and remembers that it was called.
+    """A signal handler that does what another one does, and remembers that it was called.
 
-    Each holds its own *handler*: a program may put one of its own before it, and keep this one.
+    Each holds its own handler: a program may put one of its own before it, and keep this one.
     """
 
-    def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
-        self._handler = handler
+    alive: ClassVar[weakref.WeakValueDictionary[int, _Noticing]] = weakref.WeakValueDictionary()
 
-    def __call__(self, number: int, frame: FrameType | None) -> None:
+    __slots__ = ("__weakref__", "__wrapped__")
+
+    def __init__(self, handler: Callable[..., Any]) -> None:
+        self.__wrapped__ = handler
+        self.alive[id(self)] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         global _stopped_pid
         _stopped_pid = os.getpid()
-        self._handler(number, frame)
+        return self.__wrapped__(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, _Noticing):
+            other = other.__wrapped__
+        return self.__wrapped__ == other
+
+    def __hash__(self) -> int:
+        return hash(self.__wrapped__)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__wrapped__":  # of a copy that has none yet
+            raise AttributeError(name)
+        return getattr(self.__wrapped__, name)

@@ -1,11 +1,15 @@
 """Connecting with patience, and the breaker that ends it, on a clock of the test's own."""
 
 import asyncio
+import ctypes
+import faulthandler
+import functools
 import itertools
 import os
 import signal
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -442,6 +446,7 @@ def sigterm():
     before = signal.signal(signal.SIGTERM, lambda *call: calls.append(call))
     yield calls
     signal.signal(signal.SIGTERM, before)
+    calls.clear()  # of the frames, which hold what the test has set
 
 
 @pytest.fixture
@@ -510,6 +515,144 @@ def test_a_signal_is_watched_once_and_again_when_its_handler_is_replaced(sigterm
     assert order == ["outer"]
     assert len(sigterm) == 1
     assert stopping.is_stopping()
+
+
+class Disposition(ctypes.Structure):
+    """What Linux knows of a signal."""
+
+    _fields_ = (
+        ("handler", ctypes.c_void_p),
+        ("mask", ctypes.c_ulong),
+        ("rest_of_mask", ctypes.c_byte * (128 - ctypes.sizeof(ctypes.c_ulong))),
+        ("flags", ctypes.c_int),
+        ("restorer", ctypes.c_void_p),
+    )
+
+
+def disposition():
+    found = Disposition()
+    assert ctypes.CDLL(None).sigaction(signal.SIGTERM, None, ctypes.byref(found)) == 0
+    return found.handler, found.mask, found.flags
+
+
+@pytest.mark.parametrize("interrupts", [True, False])
+def test_the_signal_interrupts_what_it_has_interrupted(sigterm, running, interrupts):
+    """Such as asyncio and Gunicorn ask for: siginterrupt() with False."""
+    signal.siginterrupt(signal.SIGTERM, interrupts)
+    before = disposition()
+
+    stopping.watch()
+    assert disposition() == before
+
+    signal.raise_signal(signal.SIGTERM)
+    assert stopping.is_stopping()
+
+
+def test_a_handler_in_c_before_that_of_python_stays(sigterm, running, tmp_path):
+    with open(tmp_path / "dump", "w+") as dump:
+        faulthandler.register(signal.SIGTERM, file=dump, all_threads=False, chain=True)
+        try:
+            stopping.watch()
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            faulthandler.unregister(signal.SIGTERM)
+        dump.seek(0)
+        assert "most recent call first" in dump.read()
+
+    assert len(sigterm) == 1
+    assert stopping.is_stopping()
+
+
+def test_a_signal_is_left_alone_where_its_flags_cannot_be_kept(sigterm, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ctypes", None)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    stopping.watch()
+
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+class Server:
+    """One whose handler is a method, as those of Gunicorn and uvicorn are."""
+
+    def stop(self, number, frame):
+        """Stop."""
+
+
+@pytest.mark.parametrize("handler", [Server().stop, functools.partial(print), print])
+def test_a_program_knows_its_handler_again(sigterm, handler):
+    signal.signal(signal.SIGTERM, handler)
+    stopping.watch()
+    watched = signal.getsignal(signal.SIGTERM)
+    assert isinstance(watched, stopping._Noticing)
+
+    assert watched == handler
+    assert handler == watched
+    assert hash(watched) == hash(handler)
+    assert watched != sys.exit
+    assert watched.__wrapped__ is handler
+    for name in ("__self__", "__func__", "__name__", "__qualname__", "args"):
+        assert getattr(watched, name, None) == getattr(handler, name, None)
+
+    signal.signal(signal.SIGTERM, sys.exit)
+    stopping.watch()
+    assert signal.getsignal(signal.SIGTERM) != watched
+    signal.signal(signal.SIGTERM, handler)
+    stopping.watch()
+    assert signal.getsignal(signal.SIGTERM) == watched
+
+
+def test_a_handler_that_is_called_in_another_way_gets_what_it_takes(sigterm):
+    signal.signal(signal.SIGTERM, lambda *args, **options: sigterm.append((args, options)))
+    stopping.watch()
+
+    signal.getsignal(signal.SIGTERM)(signal.SIGTERM, frame=None)
+
+    assert sigterm == [((signal.SIGTERM,), {"frame": None})]
+
+
+def test_a_program_that_always_puts_its_handler_before_makes_no_endless_chain(sigterm, running):
+    """Such as a library that looks again and again whether its own is still the one in place."""
+    mine = None
+    for _ in range(100):
+        if (current := signal.getsignal(signal.SIGTERM)) is not mine:
+            mine = functools.partial(lambda inner, *call: inner(*call), current)
+            signal.signal(signal.SIGTERM, mine)
+        stopping.watch()
+
+    depth = 0
+    handler = signal.getsignal(signal.SIGTERM)
+    while isinstance(handler, functools.partial | stopping._Noticing):
+        depth += isinstance(handler, stopping._Noticing)
+        handler = handler.args[0] if type(handler) is functools.partial else handler.__wrapped__
+    assert 0 < depth <= 32
+    signal.raise_signal(signal.SIGTERM)
+    assert len(sigterm) == 1
+    assert stopping.is_stopping()
+
+
+def test_a_program_that_sets_and_restores_its_handlers_is_always_watched(sigterm):
+    """Such as one test after the other that starts a server."""
+    stopping.watch()
+    watched = signal.getsignal(signal.SIGTERM)
+    for _ in range(100):
+        before = signal.signal(signal.SIGTERM, lambda *_: None)
+        stopping.watch()
+        assert isinstance(signal.getsignal(signal.SIGTERM), stopping._Noticing)
+        signal.signal(signal.SIGTERM, before)
+
+    assert signal.getsignal(signal.SIGTERM) is watched
+
+
+def test_a_handler_is_not_kept_alive(sigterm):
+    server = Server()
+    gone = weakref.ref(server)
+    signal.signal(signal.SIGTERM, server.stop)
+    stopping.watch()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    del server
+
+    assert gone() is None
 
 
 def test_a_thread_leaves_the_signal_to_the_main_thread(sigterm):
