@@ -81,15 +81,12 @@ class RailwayPlugin(CreateEnginePlugin):
             target, profile, kwargs, generated=generated, is_async=is_async
         )
         self._profile = _as_asked(profile, arguments)
-        has_creator = arguments.get("creator") is not None
         self._connects_itself = not any(
             arguments.get(name) for name in ("pool", "creator", "async_creator")
         )
         # a pool that the caller made connects as it was made to, perhaps for another engine, too
         self._patience = (
-            Patience(self._profile, is_async=is_async, has_creator=has_creator)
-            if arguments.get("pool") is None
-            else None
+            Patience(self._profile, is_async=is_async) if arguments.get("pool") is None else None
         )
         self._pool_pings = "pool_pre_ping" in arguments
         if self._pool_pings and target.get_backend_name() != "sqlite":

@@ -44,8 +44,8 @@ def surround(engine: Engine) -> None:
 def came_from_driver(error: BaseException) -> bool:
     """Return whether *error* has come through the ``connect()`` of a dialect.
 
-    asyncpg raises ``OSError`` and ``TimeoutError`` as they are, and so may a listener that asks
-    another service for a token.
+    Some raise an ``OSError`` as it is, such as psycopg before 3.2.13 for a name that it cannot
+    resolve, and so may a listener that asks another service for a token.
     """
     frames = traceback.walk_tb(error.__traceback__)
     return any(frame.f_globals is globals() for frame, _ in frames)

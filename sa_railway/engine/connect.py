@@ -26,6 +26,7 @@ from sa_railway.engine.stopping import is_stopping, watch
 from sa_railway.engine.waiting import backoff_delay, is_impatient, parts, sleeper
 from sa_railway.faults import Fault, classify, first_line
 from sa_railway.faults.conditions import AWAY
+from sa_railway.faults.origin import is_of_driver
 
 __all__ = ["Patience"]
 
@@ -38,11 +39,10 @@ class Patience:
     Safe from any thread and after a fork. No lock of the pool is held while it waits.
     """
 
-    def __init__(self, profile: Profile, *, is_async: bool, has_creator: bool = False) -> None:
-        """Read *profile*; *has_creator* says whether the application connects by itself."""
+    def __init__(self, profile: Profile, *, is_async: bool) -> None:
         self._profile = profile
         self._is_async = is_async
-        self._has_creator = has_creator
+        self._is_asyncpg = False
         self._sleep = sleeper(is_async=is_async)
         self._breaker = Breaker(
             profile.breaker_pause, probe_limit=profile.connect_timeout + profile.breaker_pause
@@ -53,7 +53,8 @@ class Patience:
     def listen(self, engine: Engine) -> None:
         """Surround the way in which *engine* makes its connections, and explain what fails."""
         self._engine = engine_name(engine)
-        # those of listeners that connect by themselves, too
+        self._is_asyncpg = engine.dialect.driver == "asyncpg"
+        # those of listeners and creators that connect by themselves, too
         dbapi_error = getattr(engine.dialect.loaded_dbapi, "Error", None)
         self._driver_errors = (dbapi_error,) if dbapi_error else ()
         # Private attributes, because what is surrounded must include SQLAlchemy's own function that
@@ -108,10 +109,15 @@ class Patience:
                 return connection
 
     def _is_of_connect(self, error: Exception) -> bool:
-        """Return whether *error* says something of the server, and is not a listener's own."""
-        if self._has_creator or isinstance(error, self._driver_errors):
+        """Return whether *error* says something of the server.
+
+        Another one is of the application's own function, such as a listener or a creator that asks
+        a service for a token. asyncpg calls such functions, too, so what has come through it may
+        be theirs.
+        """
+        if isinstance(error, self._driver_errors) or is_of_driver(error):
             return True
-        return came_from_driver(error)
+        return not self._is_asyncpg and came_from_driver(error)
 
     def _delay(self, number: int, deadline: float, fault: Fault, error: Exception) -> float | None:
         """Return how long to wait before the next attempt, or None when there is none to come."""

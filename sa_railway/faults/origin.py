@@ -8,13 +8,10 @@ from collections.abc import Iterator
 
 from sqlalchemy.exc import DBAPIError, StatementError
 
-__all__ = ["DRIVERS", "is_of_database", "members", "severity_of"]
+__all__ = ["DRIVERS", "is_of_database", "is_of_driver", "members", "severity_of"]
 
 DRIVERS = frozenset({"psycopg2", "psycopg", "asyncpg"})
 """The packages of the drivers that are known."""
-
-# Whose classes say it. SQLAlchemy defines some for asyncpg's errors.
-_SOURCES = DRIVERS | {"sqlalchemy"}
 
 # Where asyncpg's errors of the network may arise, besides the standard library.
 _BENEATH_ASYNCPG = sys.stdlib_module_names | {"asyncpg", "uvloop", "winloop"}
@@ -23,18 +20,30 @@ _BENEATH_ASYNCPG = sys.stdlib_module_names | {"asyncpg", "uvloop", "winloop"}
 def is_of_database(error: BaseException) -> bool:
     """Return whether *error* itself is SQLAlchemy's or a driver's.
 
-    asyncpg raises ``OSError`` and ``TimeoutError`` as they are, and so do HTTP clients, time limits
-    and handlers of signals: such an error is the driver's if it arose within it. An error that was
-    raised from a database's error is not one: it says something else now. A group is one if all its
-    members are.
+    An error that was raised from a database's error is not one: it says something else now. A group
+    is one if all its members are.
     """
     if isinstance(error, ExceptionGroup):
         return all(map(is_of_database, error.exceptions))
     if isinstance(error, StatementError) and not isinstance(error, DBAPIError):
         return error.orig is not None and is_of_database(error.orig)  # a value's own conversion
-    if any(_package(cls.__module__) in _SOURCES for cls in type(error).__mro__):
+    return "sqlalchemy" in _packages_of_class(error) or is_of_driver(error)
+
+
+def is_of_driver(error: BaseException) -> bool:
+    """Return whether *error* itself is that of a driver that is known.
+
+    asyncpg raises ``OSError`` and ``TimeoutError`` as they are, and so do HTTP clients, time limits
+    and handlers of signals: such an error is the driver's if it arose within it. The errors that
+    SQLAlchemy defines for asyncpg are not the driver's own.
+    """
+    if not DRIVERS.isdisjoint(_packages_of_class(error)):
         return True
     return isinstance(error, OSError) and _arose_in_asyncpg(error)
+
+
+def _packages_of_class(error: BaseException) -> set[str]:
+    return {_package(cls.__module__) for cls in type(error).__mro__}
 
 
 def _arose_in_asyncpg(error: BaseException) -> bool:

@@ -181,6 +181,24 @@ def test_a_listener_that_connects_by_itself_is_asked_again(postgres, refused_por
     engine.dispose()
 
 
+def test_a_listener_that_connects_by_itself_is_asked_again_in_asyncio(postgres, refused_port):
+    ports = iter([refused_port, refused_port, postgres.port])
+
+    async def main():
+        engine = sa_railway.create_async_engine(postgres.url_for("asyncpg"))
+
+        @event.listens_for(engine.sync_engine, "do_connect")
+        def connect(dialect, record, arguments, named):
+            named["port"] = next(ports)
+            return dialect.loaded_dbapi.connect(*arguments, **named)
+
+        result = await async_scalar(engine)
+        await engine.dispose()
+        return result
+
+    assert asyncio.run(main()) == 1
+
+
 @pytest.fixture
 def refused_port():
     """A port where nothing listens, and nothing else will during the test."""

@@ -15,7 +15,9 @@ from types import SimpleNamespace
 
 import psycopg2
 import pytest
+import sqlalchemy
 
+import sa_railway
 from sa_railway import events
 from sa_railway.config.profile import Profile
 from sa_railway.engine import breaker, connect, stopping, waiting
@@ -401,6 +403,66 @@ def test_an_error_of_a_listener_is_none_of_the_server(clock):
     assert clock.sleeps == []
 
 
+def test_an_error_of_a_creator_is_none_of_the_server(clock):
+    """As with plain SQLAlchemy: it may be one of the service that the creator asks for a token."""
+    error = ConnectionRefusedError(111, "no token")
+    creator = server(error)
+    engine = sa_railway.create_engine("postgresql+psycopg2://", creator=creator)
+
+    for calls in (1, 2):
+        with pytest.raises(ConnectionRefusedError) as caught:
+            engine.connect()
+        assert caught.value is error
+        assert len(creator.calls) == calls
+
+    assert not hasattr(error, "__notes__")
+    assert clock.sleeps == []
+
+
+def test_an_error_of_another_database_in_a_creator_is_none_of_the_server(clock):
+    other = sqlalchemy.create_engine(
+        "postgresql+psycopg2://", creator=server(psycopg2.OperationalError("Connection refused"))
+    )
+    engine = sa_railway.create_engine("postgresql+psycopg2://", creator=other.connect)
+
+    with pytest.raises(sqlalchemy.exc.OperationalError, match="Connection refused") as caught:
+        engine.connect()
+
+    assert not hasattr(caught.value, "__notes__")
+    assert clock.sleeps == []
+
+
+def test_the_drivers_error_in_a_creator_is_one_of_the_server(clock, longest_pauses):
+    refused = psycopg2.OperationalError("Connection refused")
+    creator = server(refused, refused, psycopg2.OperationalError(WRONG_PASSWORD))
+    engine = sa_railway.create_engine("postgresql+psycopg2://", creator=creator)
+
+    with pytest.raises(sqlalchemy.exc.OperationalError, match="password authentication failed"):
+        engine.connect()
+
+    assert clock.sleeps == pytest.approx([0.05, 0.1])
+
+
+@pytest.mark.parametrize("way", ["async_creator", "async_creator_fn", "password"])
+def test_an_error_of_a_function_for_asyncpg_is_none_of_the_server(way):
+    calls = []
+
+    async def ask(*args, **kwargs):
+        calls.append(args)
+        raise ConnectionRefusedError(111, "no token")
+
+    async def main():
+        options = {way: ask} if way == "async_creator" else {"connect_args": {way: ask}}
+        engine = sa_railway.create_async_engine("postgresql+asyncpg://u@127.0.0.1/d", **options)
+        with pytest.raises(ConnectionRefusedError, match="no token") as caught:
+            await engine.connect()
+        await engine.dispose()
+        return caught.value
+
+    assert not hasattr(asyncio.run(main()), "__notes__")
+    assert len(calls) == 1
+
+
 def test_an_error_of_a_listener_leaves_the_breaker_open(clock):
     engine = SimpleNamespace(dialect=SimpleNamespace(connect=server(REFUSED), driver="psycopg2"))
     surround(engine)
@@ -602,7 +664,7 @@ def test_a_program_knows_its_handler_again(sigterm, handler):
     assert signal.getsignal(signal.SIGTERM) == watched
 
 
-def test_a_handler_that_is_called_in_another_way_gets_what_it_takes(sigterm):
+def test_a_handler_that_is_called_in_another_way_gets_what_it_takes(sigterm, running):
     signal.signal(signal.SIGTERM, lambda *args, **options: sigterm.append((args, options)))
     stopping.watch()
 
