@@ -62,7 +62,10 @@ class ConnectAttemptFailed(Event):
 
 @dataclass(frozen=True)
 class BreakerOpened(Event):
-    """Connects fail at once for *seconds*, because *error* outlasted the patience."""
+    """Connects fail at once for *seconds*, because *error* outlasted the patience.
+
+    Where listeners or a creator may choose another server, each is one attempt instead.
+    """
 
     seconds: float
     error: BaseException

@@ -84,9 +84,14 @@ class RailwayPlugin(CreateEnginePlugin):
         self._connects_itself = not any(
             arguments.get(name) for name in ("pool", "creator", "async_creator")
         )
+        has_creator = any(
+            (arguments.get("creator"), arguments.get("connect_args", {}).get("async_creator_fn"))
+        )
         # a pool that the caller made connects as it was made to, perhaps for another engine, too
         self._patience = (
-            Patience(self._profile, is_async=is_async) if arguments.get("pool") is None else None
+            Patience(self._profile, is_async=is_async, has_creator=has_creator)
+            if arguments.get("pool") is None
+            else None
         )
         self._pool_pings = "pool_pre_ping" in arguments
         if self._pool_pings and target.get_backend_name() != "sqlite":

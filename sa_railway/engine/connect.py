@@ -3,6 +3,9 @@
 Patience bounds whether another attempt begins. An attempt has the whole of its ``connect_timeout``.
 It surrounds the pool's creator, so every attempt asks the listeners to ``do_connect`` again, and a
 creator of the application's: for a fresh token, another host, a password that was changed.
+
+Such a function may choose among servers, and the breaker cannot know which one is meant. There an
+open breaker refuses nothing and ends the patience: each connect is one attempt, as SQLAlchemy's is.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from sa_railway.engine.guard import guarded
 from sa_railway.engine.naming import engine_name
 from sa_railway.engine.stopping import is_stopping, watch
 from sa_railway.engine.waiting import backoff_delay, is_impatient, parts, sleeper
+from sa_railway.exc import DatabaseUnavailableError
 from sa_railway.faults import Fault, classify, first_line
 from sa_railway.faults.conditions import AWAY
 from sa_railway.faults.origin import is_of_driver
@@ -36,11 +40,16 @@ logger = logging.getLogger("sa_railway.engine.connect")
 class Patience:
     """The attempts to connect of one engine, and the breaker that ends them.
 
+    An engine whose listeners or creator may choose another server is not refused by the breaker.
+
     Safe from any thread and after a fork. No lock of the pool is held while it waits.
     """
 
-    def __init__(self, profile: Profile, *, is_async: bool) -> None:
+    def __init__(self, profile: Profile, *, is_async: bool, has_creator: bool = False) -> None:
+        """Read *profile*; *has_creator* says whether the application connects by itself."""
         self._profile = profile
+        self._has_creator = has_creator
+        self._dialect: Any = None
         self._is_async = is_async
         self._is_asyncpg = False
         self._sleep = sleeper(is_async=is_async)
@@ -54,6 +63,7 @@ class Patience:
         """Surround the way in which *engine* makes its connections, and explain what fails."""
         self._engine = engine_name(engine)
         self._is_asyncpg = engine.dialect.driver == "asyncpg"
+        self._dialect = engine.dialect
         # those of listeners and creators that connect by themselves, too
         dbapi_error = getattr(engine.dialect.loaded_dbapi, "Error", None)
         self._driver_errors = (dbapi_error,) if dbapi_error else ()
@@ -80,10 +90,31 @@ class Patience:
         watch()  # again: a server may have set its handler since
         this_call = object()
         try:
-            is_probe = self._breaker.enter(this_call)
-            return self._try_for(0.0 if is_probe else self._profile.connect_patience, attempt)
+            patience = self._patience_of(this_call)
+            return self._once(attempt) if patience is None else self._try_for(patience, attempt)
         finally:
             self._breaker.leave(this_call)
+
+    def _patience_of(self, call: object) -> float | None:
+        """Return how long *call* may try again; None for one attempt past an open breaker."""
+        try:
+            is_probe = self._breaker.enter(call)
+        except DatabaseUnavailableError:
+            if not self._may_choose():
+                raise
+            return None
+        return 0.0 if is_probe else self._profile.connect_patience
+
+    def _may_choose(self) -> bool:
+        """Return whether a function of the application may connect to one server or another."""
+        # asked each time, because listeners may be added later
+        return self._has_creator or bool(self._dialect and self._dialect.dispatch.do_connect)
+
+    def _once(self, attempt: Callable[[], Any]) -> Any:
+        started = time.monotonic()
+        connection = attempt()
+        self._succeeded(1, time.monotonic() - started)
+        return connection
 
     def _try_for(self, patience: float, attempt: Callable[[], Any]) -> Any:
         started = time.monotonic()
@@ -131,9 +162,10 @@ class Patience:
             pause = self._profile.breaker_pause
             if self._breaker.open(error):
                 logger.warning(
-                    "%s: the server is away; until it is back, connects fail at once for %g s at a "
-                    "time: %s",
-                    *(self._engine, pause, first_line(error)),
+                    "%s: the server is away; until it is back, connects %s for %g s at a time: %s",
+                    self._engine,
+                    "are one attempt each" if self._may_choose() else "fail at once",
+                    *(pause, first_line(error)),
                 )
             events.announce(events.BreakerOpened(self._engine, pause, error))
             return None

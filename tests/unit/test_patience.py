@@ -7,12 +7,14 @@ import functools
 import itertools
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import asyncpg
 import psycopg2
 import pytest
 import sqlalchemy
@@ -192,6 +194,67 @@ def test_after_an_outlasted_patience_connects_fail_at_once(clock, longest_pauses
     assert caught.value.retry_after == 2.0
     assert caught.value.orig is REFUSED
     assert len(connect.calls) == tried
+
+
+AWAY = psycopg2.OperationalError("connection to server failed: Connection refused")
+
+
+def listening(connect):
+    engine = sa_railway.create_engine("sqlite://", connect_patience=1)
+    sqlalchemy.event.listen(engine, "do_connect", lambda *_: connect())
+    return engine
+
+
+def creating(connect):
+    return sa_railway.create_engine("sqlite://", connect_patience=1, creator=connect)
+
+
+@pytest.mark.parametrize("make", [listening, creating])
+def test_one_that_may_choose_another_server_is_always_asked(clock, longest_pauses, caplog, make):
+    caplog.set_level("INFO", "sa_railway.engine.connect")
+    seen = []
+    unsubscribe = events.subscribe(seen.append, events.BreakerOpened, events.BreakerClosed)
+    connect = server(*[AWAY] * 8, sqlite3.connect(":memory:"))
+    engine = make(connect)
+
+    tried = []
+    for _ in range(3):
+        with pytest.raises(psycopg2.OperationalError, match="Connection refused"):
+            engine.connect()
+        tried.append(len(connect.calls))
+    engine.connect().close()
+    unsubscribe()
+
+    assert tried == [6, 7, 8]  # without a wait since the patience has run out
+    assert sum(clock.sleeps) == pytest.approx(1)
+    assert [type(event) for event in seen] == [events.BreakerOpened, events.BreakerClosed]
+    assert [record.getMessage() for record in caplog.records] == [
+        "sqlite://: connecting failed, trying again for 1.0 s: "
+        "connection to server failed: Connection refused",
+        "sqlite://: the server is away; until it is back, connects are one attempt each for 2 s at "
+        "a time: connection to server failed: Connection refused",
+        "sqlite://: the server can be reached again",
+    ]
+    engine.dispose()
+
+
+def test_a_function_for_asyncpg_that_may_choose_another_server_is_always_asked():
+    connect = server(asyncpg.CannotConnectNowError("the database system is starting up"))
+
+    async def choose(*args, **kwargs):
+        connect()
+
+    async def main():
+        engine = sa_railway.create_async_engine(
+            "postgresql+asyncpg://", connect_patience=0, connect_args={"async_creator_fn": choose}
+        )
+        for _ in range(3):
+            with pytest.raises((asyncpg.CannotConnectNowError, sqlalchemy.exc.DBAPIError)):
+                await engine.connect()
+
+    asyncio.run(main())
+
+    assert len(connect.calls) == 3
 
 
 def test_a_probe_that_fails_reopens_the_breaker_after_one_attempt(clock, longest_pauses):
