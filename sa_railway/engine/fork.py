@@ -140,7 +140,9 @@ def _renew_pool(engine: Engine) -> None:
         # "Do not open an SQLite database connection, then fork(2), then try to use that connection
         # in the child" (sqlite.org/howtocorrupt.html), nor close it: it would release locks.
         _inherited_pools.append(engine.pool)
-    engine.dispose(close=False)
+    # What dispose(close=False) does, but for the event engine_disposed: without the plugin a child
+    # fires none, and a listener may end there what the parent still needs.
+    engine.pool = engine.pool.recreate()
 
 
 process.at_fork(_renew)

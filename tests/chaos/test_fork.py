@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 import sa_railway
 from sa_railway.engine import fork, process
@@ -140,6 +140,24 @@ def test_the_hook_does_nothing_in_the_parent_and_once_in_the_child(engine):
         return engine.pool is renewed and renewed is not pool
 
     assert in_child(again)
+
+
+def test_listeners_hear_of_no_disposal_in_the_child(engine):
+    """Such as one that closes the tunnel of the parent. With plain SQLAlchemy nothing is fired."""
+    engine.connect().close()
+    pool = engine.pool
+    heard = []
+    event.listen(engine, "engine_disposed", heard.append)
+    event.listen(engine, "checkin", lambda *_: heard.append("checkin"))
+
+    def child():
+        is_silent = engine.pool is not pool and heard == []
+        engine.connect().close()
+        engine.dispose(close=False)
+        return is_silent and heard == ["checkin", engine]
+
+    assert in_child(child)
+    assert heard == []
 
 
 def test_a_grandchild_is_cut_off_from_its_parent(engine):
