@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import click
-from flask import g, request
+from flask import after_this_request, g, has_request_context, request
+from sqlalchemy import event
+from sqlalchemy.orm import Session, SessionTransaction
 
 if TYPE_CHECKING:
     from flask import Flask, Request, Response
@@ -15,20 +17,28 @@ if TYPE_CHECKING:
 __all__ = ["Circumstances", "watch"]
 
 
-def watch(app: Flask) -> None:
-    """Keep what Flask has forgotten when the application context of a request ends."""
-    app.after_request(_keep_status)
-    app.teardown_request(_keep_request)
+def watch(app: Flask, *, always: bool) -> None:
+    """Keep what Flask has forgotten when the application context of a request ends.
+
+    That is kept of requests that use a session, from then on; *always* also keeps the status of
+    those that begin after they have been answered.
+    """
+    if always:
+        app.after_request(_keep_status)
+
+
+# The class of all sessions, as in sa_railway.flask.uncommitted.
+@event.listens_for(Session, "after_transaction_create")
+def _keep_request(_session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None and has_request_context() and "_railway_request" not in g:
+        g._railway_request = request._get_current_object()  # type: ignore[attr-defined]  # of a proxy
+        after_this_request(_keep_status)
 
 
 def _keep_status(response: Response) -> Response:
     """Keep the status: when a handler has answered an exception, a teardown is told of none."""
     g._railway_status = response.status_code
     return response
-
-
-def _keep_request(_error: BaseException | None) -> None:
-    g._railway_request = request._get_current_object()  # type: ignore[attr-defined]  # of a proxy
 
 
 class Circumstances:

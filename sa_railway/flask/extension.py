@@ -117,7 +117,7 @@ class Railway:
                 uncommitted.watch(engine)
                 counting.listen(engine, profile_of(engine))
         app.extensions["railway"] = state
-        circumstances.watch(app)
+        circumstances.watch(app, always=state.leftovers == "commit")
         add_source(_current_session)
         teardown_before(app, state.db, state.end_sessions)
 
@@ -149,7 +149,8 @@ def _current_session() -> OpenSession | None:
     session = state.database.current() if state is not None else None
     if session is None:
         return None
-    return OpenSession(session, is_taken=bool(uncommitted.Uncommitted.of(session)))
+    left = uncommitted.Uncommitted.of(session, uncommitted.connections_of(session))
+    return OpenSession(session, is_taken=bool(left))
 
 
 def _warn_if_unprotected(app: Flask, database: Database, name: str, engine: Engine) -> None:

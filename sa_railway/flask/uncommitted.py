@@ -17,6 +17,8 @@ from sqlalchemy.orm import Session
 from sa_railway.commit.sql import Writes, effects_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy import Connection, Engine
     from sqlalchemy.orm import SessionTransaction
 
@@ -45,9 +47,9 @@ class Uncommitted(NamedTuple):
     perhaps: bool
 
     @classmethod
-    def of(cls, session: Session) -> Uncommitted:
-        """Look at *session*; the server is not asked."""
-        tallies = [tally for each in connections_of(session) if (tally := _tallies.get(each))]
+    def of(cls, session: Session, connections: Sequence[Connection]) -> Uncommitted:
+        """Look at *session*, which has *connections*; the server is not asked."""
+        tallies = [tally for each in connections if (tally := _tallies.get(each))]
         return cls(
             new=len(session.new),
             changed=sum(map(session.is_modified, session.dirty)),
