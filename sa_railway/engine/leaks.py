@@ -1,8 +1,9 @@
-"""Who has held a connection for too long, and where it was checked out.
+"""What has held a connection for too long, and where it was checked out.
 
-A leaked connection is one less for all other work, and the error of an exhausted pool names those
-who wait, not those who hold. So the stack of every checkout is kept while the connection is out:
-as code and position only, since lines and texts are needed for the few that are ever shown.
+A leaked connection is one less for all other work, and the error of an exhausted pool names the
+code that waits, not the code that holds. So the stack of every checkout is kept while the
+connection is out: as code and position only, since lines and texts are needed for the few that are
+ever shown.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import os
 import sys
 import time
 import traceback
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -27,11 +31,11 @@ from sa_railway.engine.guard import guarded
 from sa_railway.engine.naming import engine_name
 from sa_railway.engine.rounds import Rounds
 
-__all__ = ["listen"]
+__all__ = ["Hold", "listen", "longest_holds"]
 
 logger = logging.getLogger("sa_railway.engine.leaks")
 
-_OWN = 4  # frames at least from here to whoever asks the pool for a connection
+_OWN = 4  # frames at least from here to the code that asks the pool for a connection
 _DEPTH = range(60)  # frames; a view of Flask under Gunicorn has 30, and the ORM adds 15
 
 # the code between an application and the pool: SQLAlchemy's, also what it makes up, and this
@@ -50,16 +54,50 @@ Place = tuple[CodeType, int]
 Held = tuple[float, Stack]
 
 
+@dataclass(frozen=True)
+class Hold:
+    """A connection that is checked out, and by what.
+
+    Attributes:
+        seconds: for how long.
+        file: the name of the file whose code has checked it out, without its folder.
+        line: in that file.
+        function: the function there.
+    """
+
+    seconds: float
+    file: str
+    line: int | None
+    function: str
+
+
 def listen(engine: Engine, profile: Profile) -> None:
     """Watch how long the connections of *engine* are held, if the profile asks for it."""
     if profile.leak_after is None:
         return
-    holdings = _Holdings(engine, profile.leak_after)
+    holdings = _of_dialect[engine.dialect] = _Holdings(engine, profile.leak_after)
     checkin = _checkin(holdings)
     event.listen(engine, "checkout", _checkout(holdings, is_async=engine.dialect.is_async))
     event.listen(engine, "checkin", checkin)
     event.listen(engine, "detach", checkin)
     _watch.add(holdings)
+
+
+def longest_holds(engine: Engine, most: int) -> tuple[Hold, ...]:
+    """Return what has held connections of *engine* for longest, *most* of them at most.
+
+    That is known with ``leak_after`` only.
+    """
+    holdings = _of_dialect.get(engine.dialect)
+    if holdings is None:
+        return ()
+    now = time.monotonic()
+    oldest = sorted(holdings.held.values(), key=itemgetter(0))[:most]
+    return tuple(_hold(now - since, _summaries(stack)[-1]) for since, stack in oldest)
+
+
+def _hold(seconds: float, place: traceback.FrameSummary) -> Hold:
+    return Hold(seconds, Path(place.filename).name, place.lineno, place.name)
 
 
 # --- what happens at every checkout: written for speed, and guarded only where it can fail ---
@@ -192,5 +230,8 @@ def _outside(places: list[Place]) -> list[Place]:
 def _line(code: CodeType, position: int) -> int | None:
     return next(itertools.islice(code.co_positions(), position // 2, None))[0]
 
+
+# By the dialect, which an engine and its copies with other execution options have in common.
+_of_dialect: weakref.WeakKeyDictionary[Any, _Holdings] = weakref.WeakKeyDictionary()
 
 _watch = Rounds("sa_railway-leaks")

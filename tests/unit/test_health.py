@@ -2,16 +2,18 @@
 
 import asyncio
 import json
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import QueuePool, text
 
 import sa_railway.asyncio
 from sa_railway import Profile
 from sa_railway.engine.counters import counters_of
+from sa_railway.engine.leaks import Hold
 from sa_railway.exc import ConfigurationError
 from sa_railway.observe.health import pool as pool_module
 from sa_railway.observe.health.pool import PoolState
@@ -119,8 +121,9 @@ def test_an_exhausted_pool(waiting, waits):
     assert (found.severity, found.rule) == (Severity.WARNING, "pool")
     assert found.message == f"The pool is exhausted: 15 of 15 connections are in use{waits}."
     assert found.action == (
-        "Return connections sooner: no slow work while one is held. Then raise pool_size or "
-        "max_overflow, as far as the server's connections allow."
+        "Return connections sooner: no slow work while one is held; with leak_after, the report "
+        "says what holds them. Then raise pool_size or max_overflow, as far as the server's "
+        "connections allow."
     )
 
 
@@ -232,6 +235,21 @@ def test_the_report_says_for_how_long_a_connection_has_been_in_use(engine, monke
     assert check_health(engine).pool.longest_hold is None
 
 
+def test_the_report_says_what_holds_a_connection_where_leaks_are_watched():
+    engine = sa_railway.create_engine("sqlite://", poolclass=QueuePool, leak_after=60)
+    assert check_health(engine).pool.holds == ()
+
+    with engine.connect():
+        (hold,) = check_health(engine).pool.holds
+    assert (hold.file, hold.function) == (
+        "test_health.py",
+        "test_the_report_says_what_holds_a_connection_where_leaks_are_watched",
+    )
+    assert hold.line == sys._getframe().f_lineno - 6
+    assert 0 <= hold.seconds < 60
+    assert check_health(engine).pool.holds == ()
+
+
 def test_the_report_says_since_when_it_counts(engine):
     check_health(engine)
     counters_of(engine).began -= 3600
@@ -260,7 +278,7 @@ def test_the_report_as_json():
         rule="pool",
         recommendations=(Recommendation(Severity.WARNING, "pool", "It is exhausted.", "Return."),),
         window=Window(300.0, successes=3, failures=1),
-        pool=POOL,
+        pool=replace(POOL, holds=(Hold(3.5, "views.py", 42, "checkout"),)),
         server=SERVER,
         round_trip=0.001,
         metrics={"queries": 4},
@@ -296,6 +314,7 @@ def test_the_report_as_json():
             "max_overflow": 10,
             "waiting": 0,
             "longest_hold": None,
+            "holds": [{"seconds": 3.5, "file": "views.py", "line": 42, "function": "checkout"}],
         },
         "server": {
             "version": "17.2",

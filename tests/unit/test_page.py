@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from sa_railway import Profile
+from sa_railway.engine.leaks import Hold
 from sa_railway.observe.health.history import RoundTrip
 from sa_railway.observe.health.page import Subject, render
 from sa_railway.observe.health.plots import (
@@ -100,10 +101,14 @@ def test_what_a_healthy_page_says():
     )
 
 
-def test_the_page_names_the_application_since_when_it_counts_and_what_all_processes_have():
+def test_the_page_names_the_application_since_when_it_counts_and_what_holds_connections():
     subject = with_report(
         since=datetime(2026, 1, 1, 2, 3, 4, tzinfo=UTC),
-        pool=replace(POOL, longest_hold=1234.56),
+        pool=replace(
+            POOL,
+            longest_hold=1234.56,
+            holds=(Hold(1234.56, "shop.py", 42, "<lambda>"), Hold(7.0, "views.py", 5, "index")),
+        ),
         processes=Processes(count=4, open=12, checked_out=7, waiting=1, limit=60),
     )
 
@@ -117,7 +122,8 @@ def test_the_page_names_the_application_since_when_it_counts_and_what_all_proces
     assert (
         "waiting for one 0 in use for the longest time 1,234.6 s "
         "in use by all 4 processes 7 of 60 at most open in all of them 12 "
-        "waiting in all of them 1 Server"
+        "waiting in all of them 1 What holds a connection <lambda>, shop.py, line 42 1,234.6 s "
+        "index, views.py, line 5 7.0 s Server"
     ) in page.text
     assert page.text.endswith(
         "Process 4711 answered at 03:04:05 UTC . It has counted since 2026-01-01 02:03:04 UTC. "

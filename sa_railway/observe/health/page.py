@@ -15,6 +15,7 @@ from importlib import resources
 from urllib.parse import quote
 
 from sa_railway.config.profile import Profile
+from sa_railway.engine.leaks import Hold
 from sa_railway.observe.health.history import RoundTrip
 from sa_railway.observe.health.plots import (
     gauge,
@@ -218,7 +219,7 @@ def _pool_card(pool: PoolState | None, processes: Processes | None) -> str:
         f"<dt>{legend('used beyond')} beyond the size of {pool.size:,}</dt>"
         f"<dd>{pool.overflow:,}</dd>"
         f"<dt>waiting for one</dt><dd>{pool.waiting:,}</dd>"
-        f"{_longest_hold(pool)}{_all_processes(processes)}</dl>",
+        f"{_longest_hold(pool)}{_all_processes(processes)}</dl>{_holds(pool.holds)}",
     )
 
 
@@ -226,6 +227,17 @@ def _longest_hold(pool: PoolState) -> str:
     if pool.longest_hold is None:
         return ""
     return f"<dt>in use for the longest time</dt><dd>{pool.longest_hold:,.1f} s</dd>"
+
+
+def _holds(holds: Sequence[Hold]) -> str:
+    rows = "".join(
+        f"<dt>{escape(hold.function)}, {escape(hold.file)}, line {hold.line}</dt>"
+        f"<dd>{hold.seconds:,.1f} s</dd>"
+        for hold in holds
+    )
+    if not rows:
+        return ""
+    return f"<details><summary>What holds a connection</summary><dl>{rows}</dl></details>"
 
 
 def _all_processes(found: Processes | None) -> str:

@@ -9,8 +9,11 @@ from math import isinf
 from sqlalchemy import Engine, QueuePool
 
 from sa_railway.engine.counters import counters_of, pool_limit
+from sa_railway.engine.leaks import Hold, longest_holds
 
 __all__ = ["PoolState"]
+
+_MOST_HOLDS = 10
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class PoolState:
         waiting: how many checkouts wait for one.
         longest_hold: for how many seconds the one that was checked out first has been in use; None
             if none is, or nothing is counted.
+        holds: what has held one for longest; with ``leak_after`` only.
     """
 
     size: int
@@ -35,6 +39,7 @@ class PoolState:
     max_overflow: int | None
     waiting: int = 0
     longest_hold: float | None = None
+    holds: tuple[Hold, ...] = ()
 
     @classmethod
     def of(cls, engine: Engine, *, waiting: int = 0) -> PoolState | None:
@@ -51,6 +56,7 @@ class PoolState:
             max_overflow=None if isinf(limit) else int(limit) - pool.size(),
             waiting=waiting,
             longest_hold=_longest_hold(engine),
+            holds=longest_holds(engine, _MOST_HOLDS),
         )
 
     @property
@@ -60,7 +66,7 @@ class PoolState:
 
     @property
     def is_saturated(self) -> bool:
-        """Whether the next checkout has to wait until somebody returns a connection."""
+        """Whether the next checkout has to wait until a connection is returned."""
         return self.limit is not None and self.checked_out >= self.limit
 
     @property

@@ -149,8 +149,9 @@ def _pool(facts: Facts) -> Recommendation | None:
         "pool",
         f"The pool is exhausted: {pool.checked_out:,} of {pool.limit:,} connections are in "
         f"use{waits}.",
-        "Return connections sooner: no slow work while one is held. Then raise pool_size or "
-        "max_overflow, as far as the server's connections allow.",
+        "Return connections sooner: no slow work while one is held; with leak_after, the report "
+        "says what holds them. Then raise pool_size or max_overflow, as far as the server's "
+        "connections allow.",
     )
 
 
