@@ -1,7 +1,7 @@
 """What happened to the connections of an engine: frozen records, and a place to subscribe to them.
 
 Behaviours announce; metrics, logs and applications listen. What happens at every checkout is built
-only while somebody listens to it.
+only while it has a subscriber.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class StaleFound(Event):
 
 @dataclass(frozen=True)
 class Invalidated(Event):
-    """A connection was given up and closed, because of *error* or because somebody asked for it."""
+    """A connection was given up and closed, by *error* or at the application's request."""
 
     error: BaseException | None
 
@@ -148,7 +148,7 @@ class Retried(Event):
 
 @dataclass(frozen=True)
 class IdleReleased(Event):
-    """A connection that nobody had used for *seconds* was closed."""
+    """A connection that had been idle for *seconds* was closed."""
 
     seconds: float
 
@@ -157,7 +157,7 @@ class IdleReleased(Event):
 class LeftoversRolledBack(Event):
     """What *where*, a request or a command, left uncommitted was rolled back.
 
-    *failed* says whether it ended with an error, after which nobody expects anything else. The
+    *failed* says whether it ended with an error, after which that is expected. The
     engine is nameless if the session had not yet used any, so that only objects were lost.
     """
 
@@ -187,7 +187,7 @@ _lock = threading.Lock()
 _subscriptions: tuple[Subscription, ...] = ()
 _hearers: Mapping[type[Event], tuple[Subscriber, ...]] = {}
 heard: set[type[Event]] = set()
-"""The kinds that somebody listens to. What is dear to build is not built of the others."""
+"""The kinds that have a subscriber. What is costly to build is not built of the others."""
 _failed: set[int] = set()
 
 
@@ -201,7 +201,7 @@ def subscribe(subscriber: Subscriber, *kinds: type[Event]) -> Callable[[], None]
     Args:
         subscriber: takes the event.
         *kinds: the classes of the events it wants; none means all of them. ``CheckedOut`` comes
-            with every checkout, so who does without it saves some microseconds each time.
+            with every checkout, so you save some microseconds each time if you do without it.
 
     Returns:
         A function that ends the subscription. It may be called twice.
@@ -213,7 +213,7 @@ def subscribe(subscriber: Subscriber, *kinds: type[Event]) -> Callable[[], None]
 
 
 def _change(change: Callable[[tuple[Subscription, ...]], tuple[Subscription, ...]]) -> None:
-    """Replace the subscriptions and the table of who hears what; their readers never lock."""
+    """Replace the subscriptions and the table of their kinds; their readers never lock."""
     global _subscriptions, _hearers
     with _lock:
         _subscriptions = change(_subscriptions)

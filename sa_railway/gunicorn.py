@@ -1,12 +1,12 @@
-"""Gunicorn: server hooks that give each worker connections of its own, and say how a worker ended.
+"""Gunicorn: server hooks that give each worker its own connections, and say how a worker ended.
 
 In ``gunicorn.conf.py``::
 
     from sa_railway.gunicorn import child_exit, on_starting, post_fork
     from sa_railway.gunicorn import post_worker_init, worker_abort, worker_exit
 
-or, without such a file, ``gunicorn -c python:sa_railway.gunicorn``. Who has a hook of the same name
-already writes ``post_fork = combine(sa_railway.gunicorn.post_fork, my_post_fork)``.
+or, without such a file, ``gunicorn -c python:sa_railway.gunicorn``. If you have a hook of the same
+name already, write ``post_fork = combine(sa_railway.gunicorn.post_fork, my_post_fork)``.
 
 A hook of this module that fails is logged and changes nothing for Gunicorn.
 

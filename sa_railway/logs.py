@@ -22,7 +22,7 @@ _LEVELS = ((logging.ERROR, "error"), (logging.WARNING, "warn"), (logging.INFO, "
 _NO_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 # In JSON, where a quotation mark within a text has a backslash before it. Each of these looks at a
-# character a few times at most: a log line may be long, and hold what somebody else has sent.
+# character a few times at most: a log line may be long, and hold what a client has sent.
 _RUN = re.compile(r"""(?:\\[^nrt]|[^\s"\\])+""")
 _LOGIN = re.compile(r"""://[^\s:/@"\\]*:""")
 _ATTRIBUTE = re.compile(r"""(passw(?:or)?d": )(?:"(?:[^"\\]|\\.)*"|-?\d[\w.+-]*)""", re.IGNORECASE)

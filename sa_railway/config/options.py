@@ -275,7 +275,7 @@ def _asyncpg_defaults(url: URL, profile: Profile) -> dict[str, Any]:
         defaults["server_settings"] = {"application_name": name}
     if profile.transaction_pooler:
         # SQLAlchemy prepares every statement; str() returns "", the name of the unnamed one, which
-        # asyncpg parses anew at each use. asyncpg before 0.31 gives them names without that.
+        # asyncpg parses again at each use. asyncpg before 0.31 gives them names without that.
         defaults |= {"statement_cache_size": 0, "prepared_statement_name_func": str}
     return defaults
 

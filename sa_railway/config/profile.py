@@ -81,7 +81,7 @@ class Profile:
             promotions, too: with ``resolve_commit`` every transaction, without it those of
             ``run_transaction()``. The row takes the place of the other round trip, and costs none
             with psycopg.
-        probe_timeout: how long readiness and health wait for the server. Whoever asks must wait a
+        probe_timeout: how long readiness and health wait for the server. A client must wait a
             little longer; Kubernetes does not unless its ``timeoutSeconds`` is raised from 1.
         probe_cache: an answer of the server serves all probes within this time, so that probes
             cannot become load.

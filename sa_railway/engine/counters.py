@@ -1,8 +1,8 @@
 """The numbers that are kept of every engine: which there are, and what they have been a while ago.
 
 A number is added to in place and without a lock: ``counters.values[QUERIES] += 1``. CPython changes
-threads at calls and where a loop begins anew; there is neither between the reading and the writing,
-so no count is lost. Engines that share a name share their numbers.
+threads at calls and where a loop begins again; there is neither between the reading and the
+writing, so no count is lost. Engines that share a name share their numbers.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ class Counters:
 
     def sample(self, now: float) -> None:
         """Remember the totals, to be called before a checkout that begins *now* is counted."""
-        # Since the last checkin nothing has happened; but who is out executes without telling when.
+        # Since the last checkin nothing has happened; but a connection that is out is used without
+        # a word.
         self._samples.append((now if self.out else self.last, self.totals()))
         self.next_sample = now + self._interval
 

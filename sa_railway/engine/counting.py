@@ -2,9 +2,9 @@
 
 This is on the way of every checkout and every query, so it is written for speed: three quarters of
 its time would go into the usual comforts. SQLAlchemy's engine events would cost twenty microseconds
-by being used at all, because they are joined anew for every ``Connection``; so ``connect()`` of the
-pool and ``do_execute()`` of the dialect are surrounded instead, and everything else is heard from
-events of the pool and from our own.
+by being used at all, because they are joined again for every ``Connection``; so ``connect()`` of
+the pool and ``do_execute()`` of the dialect are surrounded instead, and everything else is heard
+from events of the pool and from our own.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _surround_dialect(dialect: Any, counters: Counters) -> None:
         try:
             initialize(connection)
         finally:
-            # nobody else executes: whoever connects waits for the first to get ready
+            # nothing else executes: every other connect waits for the first to get ready
             counters.values[_QUERIES] = before
 
     dialect.do_execute, dialect.do_executemany = do_execute, do_executemany

@@ -1,6 +1,6 @@
 """Which numbers are kept of an engine, in which order, and how the state of its pool follows.
 
-What is in use now is not a number of its own: it is what was checked out and has not come back.
+What is in use now is no number by itself: it is what was checked out and has not come back.
 That spares the writes, and a count that only grows cannot go astray.
 """
 

@@ -133,7 +133,7 @@ def _cut_off(opened: dict[Any, _Opened]) -> None:
 
 @guarded
 def _renew_pool(engine: Engine) -> None:
-    """Give the child a pool of its own; the old one is dropped, and its locks with it."""
+    """Give the child a new pool; the old one is dropped, and its locks with it."""
     if engine.dialect.name == "sqlite":
         if isinstance(engine.pool, SingletonThreadPool | StaticPool):
             return  # an in-memory database: the child's copy of it is its own, and all that it has

@@ -1,4 +1,4 @@
-"""The profile that an engine was made with, for those who meet the engine later."""
+"""The profile that an engine was made with, for code that meets the engine later."""
 
 from __future__ import annotations
 

@@ -2,9 +2,10 @@
 
 They lie in memory that all of these processes have mapped, so a write is a write to memory and is
 seen at once, however its process may end. A process owns one slot, by a lock on one byte of the
-file behind the memory. The kernel gives that lock back when the process ends, so nobody has to be
-told of its death, nor can its id be taken for that of a successor. Who gets the slot next counts on
-where the dead one has stopped; the sum over all slots never loses anything and never shrinks.
+file behind the memory. The kernel gives that lock back when the process ends, so no other process
+has to learn of its death, nor can its id be taken for that of a successor. The next owner of the
+slot counts on where the dead one has stopped; the sum over all slots never loses anything and never
+shrinks.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ class SharedNumbers:
             return True
         if self._descriptor is None:
             return False
-        # a shared lock, so that two who ask at once do not take each other for the owner
+        # a shared lock, so that two that ask at once do not take each other for the owner
         if not _try_lock(self._descriptor, slot, fcntl.LOCK_SH):
             return True
         fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, slot)

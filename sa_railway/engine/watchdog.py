@@ -1,6 +1,6 @@
 """A deadline for a driver call that waits for its peer.
 
-No TCP option ends a wait on a peer whose kernel still acknowledges what nobody reads, such as a
+No TCP option ends a wait on a peer whose kernel still acknowledges what is never read, such as a
 frozen proxy. For blocking calls one daemon thread of the process holds the deadlines; when one has
 passed it shuts the socket down, and the call returns with the driver's own error for a lost
 connection. In an event loop a timer does so. Neither ends a wait whose answer has arrived.

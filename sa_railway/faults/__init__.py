@@ -30,7 +30,7 @@ class Fault:
 
     Attributes:
         kind: what went wrong. ``connect-transient`` and ``connect-permanent`` say that the work
-            did not reach the server; after a ``disconnect`` nobody can be sure of that, and if the
+            did not reach the server; after a ``disconnect`` that is uncertain, and if the
             statement was a COMMIT, its outcome is unknown.
         sqlstate: the server's SQLSTATE, or None if there is none. Where the driver drops it, it is
             read from the server's English message.
@@ -107,7 +107,7 @@ def classify(error: BaseException, *, kinds: Mapping[str, str] | None = None) ->
     that asyncpg raises as they are; these may also come from elsewhere, so ask only about errors
     of database work. Of a group, it takes the member that speaks most against another attempt. It
     follows ``orig`` and ``__cause__``. It does not follow ``__context__``:
-    an error raised while another one was handled has a meaning of its own.
+    an error raised while another one was handled means something else.
 
     Whatever fails at connect with an unknown text counts as transient, because waiting in vain
     ends with the patience, and giving up in vain is an outage. Anything else that is unknown, and

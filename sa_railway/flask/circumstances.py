@@ -36,7 +36,7 @@ def _keep_request(_session: Session, transaction: SessionTransaction) -> None:
 
 
 def _keep_status(response: Response) -> Response:
-    """Keep the status: when a handler has answered an exception, a teardown is told of none."""
+    """Keep the status: a teardown does not learn of an exception that a handler has answered."""
     g._railway_status = response.status_code
     return response
 

@@ -87,7 +87,7 @@ class Railway:
 
         Raises:
             ConfigurationError: *app* has no SQLAlchemy extension yet, has another one than *db*,
-                has a ``Railway`` already, or has a view of its own where a health endpoint
+                has a ``Railway`` already, or has a view already where a health endpoint
                 or the metrics belong; or a setting is not allowed.
             ImportError: metrics are wanted, and ``prometheus_client`` is not installed.
         """

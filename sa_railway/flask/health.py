@@ -53,7 +53,7 @@ def add_routes(app: Flask, prefix: str, engines: Callable[[], Mapping[str, Engin
         engines: returns the engines by their names; called within each request.
 
     Raises:
-        ConfigurationError: *app* has a view of its own for one of the paths.
+        ConfigurationError: *app* has a view for one of the paths already.
     """
     views: dict[str, View] = {
         "live": lambda: _response(endpoints.live()),

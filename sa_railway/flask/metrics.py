@@ -37,7 +37,7 @@ def add_route(app: Flask, path: str) -> None:
     """Let *app* answer *path* with its own metrics and those of all engines.
 
     Raises:
-        ConfigurationError: *app* has a view of its own for it.
+        ConfigurationError: *app* has a view for it already.
         ImportError: ``prometheus_client`` is not installed.
     """
     from sa_railway.observe import prometheus  # an extra

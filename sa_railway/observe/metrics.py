@@ -1,4 +1,4 @@
-"""The numbers of an engine in this process, from the moment that somebody wants them counted."""
+"""The numbers of an engine in this process, from the moment that they are to be counted."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def _registry() -> CollectorRegistry:
 class _ProcessesCollector(MultiProcessCollector):
     """Reads what the client has kept of all processes, but for files that have nothing in them yet.
 
-    A process makes its file empty first, and one that is killed just then leaves it so for ever.
+    A process makes its file empty first, and one that is killed just then leaves it so.
     """
 
     def collect(self) -> Iterable[Metric]:

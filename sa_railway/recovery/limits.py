@@ -35,7 +35,7 @@ class Limits:
 
 
 PRESETS: Mapping[str, Limits] = {
-    # the deadline is below Gunicorn's worker timeout of 30: somebody waits for the answer
+    # the deadline is below Gunicorn's worker timeout of 30: a client waits for the answer
     "query": Limits(attempts=3, deadline=20.0, backoff_base=0.5, backoff_cap=5.0),
     # the deadline is that of wait_for_database()
     "startup": Limits(attempts=5, deadline=120.0, backoff_base=2.0, backoff_cap=32.0),

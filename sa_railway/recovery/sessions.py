@@ -52,7 +52,7 @@ _sources: tuple[Source, ...] = ()
 def add_source(source: Source) -> None:
     """Let *source* find the session of wherever work is done, such as a request; None if none.
 
-    It is asked when work begins that names no session of its own. May be called twice.
+    It is asked when work begins that names no session. May be called twice.
     """
     global _sources
     if source not in _sources:
@@ -72,7 +72,8 @@ def open_sessions(session: AnySession | None, arguments: Iterable[object]) -> li
 
 def _look_at(session: Any) -> OpenSession:
     current = session() if callable(session) else session  # a scoped_session makes one
-    # Who begins a transaction may repeat it. It begins with the first change to any object, too.
+    # Code that begins a transaction may repeat it. It begins with the first change to any object,
+    # too.
     return OpenSession(current, is_taken=current.in_transaction())
 
 

@@ -55,7 +55,7 @@ def find_binaries() -> Path:
 def copy_binaries(folder: Path, target: Path) -> Path:
     """Copy the installation that *folder* belongs to below *target*; return the new folder.
 
-    For a server that runs as a user who may not enter *folder*, such as a virtual environment
+    For a server that runs as a user that may not enter *folder*, such as a virtual environment
     below root's home. *folder* must be the ``bin`` of an installation that can be moved.
     """
     installation = folder.parent

@@ -1,4 +1,4 @@
-"""A database cluster in a folder of its own: made, owned by a user who is not root, and removed.
+"""A database cluster in a folder of its own: made, owned by a user that is not root, and removed.
 
 PostgreSQL refuses to run as root. For root, the cluster therefore belongs to the user ``nobody``,
 and so do the processes that work on it.
@@ -38,7 +38,7 @@ class Cluster:
     """An empty cluster with the superuser ``postgres``; ``remove()`` it, or the process's end will.
 
     Args:
-        password: of the superuser, who then needs it (SCRAM); None lets everybody in.
+        password: of the superuser, which then needs it (SCRAM); None lets every client in.
 
     Raises:
         PostgresNotFoundError: this machine has no PostgreSQL.
@@ -63,7 +63,7 @@ class Cluster:
             raise
 
     def spawn(self, settings: Mapping[str, object]) -> subprocess.Popen[bytes]:
-        """Start a postmaster with *settings* and return at once; its log begins anew."""
+        """Start a postmaster with *settings* and return at once; its log begins again."""
         options = [word for item in settings.items() for word in ("-c", f"{item[0]}={item[1]}")]
         with self._log.open("wb") as log:
             return self._popen(

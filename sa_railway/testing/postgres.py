@@ -56,7 +56,7 @@ class TemporaryPostgres:
 
     Args:
         settings: settings as in ``postgresql.conf``; they hold for every start.
-        password: of the superuser, who then needs it (SCRAM); None lets everybody in.
+        password: of the superuser, which then needs it (SCRAM); None lets every client in.
         port: to listen on; None takes a free one. It stays the same when the server restarts.
 
     Attributes:
@@ -250,7 +250,7 @@ class TemporaryPostgres:
 
 
 def _free_port() -> int:
-    """Return a port that nobody listens on.
+    """Return a port on which nothing listens.
 
     It lies below the ports that Linux (32768) and others (49152) use for outgoing connections;
     one of those might take it, or even connect to itself, while the server restarts.

@@ -57,7 +57,7 @@ class ChaosProxy:
       ``answer``. A connection that encrypts (TLS or GSSAPI) passes through, but its messages
       cannot be seen: these faults, and the counting of messages, need ``sslmode=disable``.
 
-    A call that waits for the server without releasing Python's global lock waits for ever, since
+    A call that waits for the server without releasing Python's global lock never ends, since
     the proxy is a thread of the same process: ``cancel()`` of psycopg2 and psycopg does.
 
     Args:
@@ -161,7 +161,7 @@ class ChaosProxy:
     def timeout(self, *, stream: StreamName = "downstream") -> Toxic:
         """Swallow all data of *stream*, which stays open: a black hole.
 
-        What was swallowed is lost for ever, also after removal.
+        What was swallowed stays lost after removal.
         """
         return self._add(Timeout(stream))
 
@@ -174,7 +174,7 @@ class ChaosProxy:
         return self._add(LimitData(size, stream))
 
     def freeze(self, *, live: bool = True, new: bool = True) -> Toxic:
-        """Hold everything back: connects succeed, data is acknowledged, nobody ever answers.
+        """Hold everything back: connects succeed, data is acknowledged, no answer ever comes.
 
         No TCP setting of the client notices that. When removed, what was held is delivered.
         """
@@ -212,7 +212,7 @@ class ChaosProxy:
 
         ================================================  =========================================
         ``cut(before="COMMIT")``                          the COMMIT never reaches the server
-        ``cut(after="COMMIT")``                           the server gets it, nobody gets an answer
+        ``cut(after="COMMIT")``                           the server gets it, the client no answer
         ``cut(before="CommandComplete", of="COMMIT")``    the server has committed, the answer is
                                                           lost
         ``cut(after="Query", of="INSERT", nth=2)``        the second INSERT is executed, its answer

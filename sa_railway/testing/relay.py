@@ -43,7 +43,7 @@ class Relay:
         self._address = address
         self._toxics = Toxics()
         self._listener: socket.socket | None = None
-        # Bound to the port without listening: while down, nobody else can get it.
+        # Bound to the port without listening: while down, nothing else can get it.
         self._reservation = _bind(0)
         self.port: int = self._reservation.getsockname()[1]
         self._selector = selectors.DefaultSelector()

@@ -27,7 +27,7 @@ class End:
     """The end of a connection, as it stands in a delay line behind the data that goes before it.
 
     Attributes:
-        trigger: what is told when the end is reached.
+        trigger: what is called when the end is reached.
         reset: whether the client gets a TCP reset.
     """
 

@@ -69,7 +69,7 @@ def test_the_finding_about_connections_tells_how_many_and_what_to_do():
     assert found.message == "73 of the server's 97 connections are in use (75%)."
     assert found.action == (
         "Run fewer processes, lower pool_size and max_overflow, or put a pooler in between. "
-        "application_name in pg_stat_activity tells who holds them."
+        "application_name in pg_stat_activity tells what holds them."
     )
 
 

@@ -1,4 +1,4 @@
-"""Who is connected to the server, and who holds a connection for nothing."""
+"""The clients of the server, and those that hold a connection for nothing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The health endpoints without a web framework.
 
-``live`` asks nobody, ``ready`` asks the server, ``database`` tells all that is known, as JSON or,
+``live`` asks nothing, ``ready`` asks the server, ``database`` tells all that is known, as JSON or,
 to a browser, as a page. ``respond()`` finds out by the last part of a path which one is meant, so
 they may be put below any prefix.
 """
@@ -122,7 +122,7 @@ def route(
 def wants_html(accept: str) -> bool:
     """Return whether the header Accept, as *accept*, is that of a browser.
 
-    A browser names HTML; who names neither, or both alike, gets JSON.
+    A browser names HTML; a client that names neither, or both alike, gets JSON.
     """
     return _quality(accept, "text/html") > _quality(accept, "application/json")
 
@@ -151,7 +151,7 @@ def ask(engines: Mapping[str, Engine]) -> dict[str, Probe]:
 
 
 def live() -> Answer:
-    """Say that the process answers. Nobody else is asked."""
+    """Say that the process answers. Nothing else is asked."""
     return _json(200, {"status": "live"})
 
 
@@ -180,7 +180,7 @@ def database(
 
     On Railway the *application* is called by the name of its service.
 
-    A critical status is 503 as JSON, for those who watch it. The page is always 200: it is there.
+    A critical status is 503 as JSON, for monitors. The page is always 200: it is there.
     """
     reports = {name: report_on(engine, probes[name]) for name, engine in engines.items()}
     status = min((report.status for report in reports.values()), key=list(Status).index)

@@ -29,7 +29,7 @@ _WIDTH, _HEIGHT = 600, 100
 _CELL, _STEP, _PER_ROW = 14, 19, 15
 _DRAWN = 150  # of more, the numbers below the picture tell
 
-# Seconds. Probers ask every 5 to 30; after a longer pause nobody knows what was in between.
+# Seconds. Probers ask every 5 to 30; after a longer pause it is unknown what was in between.
 _GAP = 45.0
 
 

@@ -1,9 +1,9 @@
 """Whether a request that needs the database can be served now.
 
 A pool that is exhausted for a moment is a queue, and a process that is taken out of service for it
-leaves its load to the next one. A pool to which nobody returns anything is another matter: whoever
-waits for it fails. So an exhausted pool is told as such, and becomes a failure when nothing has
-come back for as long as a checkout waits.
+leaves its load to the next one. A pool to which nothing is returned is another matter: every
+checkout that waits for it fails. So an exhausted pool is told as such, and becomes a failure when
+nothing has come back for as long as a checkout waits.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _standstills: weakref.WeakKeyDictionary[Any, tuple[int, float]] = weakref.WeakKe
 def _standstill(engine: Engine, *, is_saturated: bool) -> float:
     """Return for how many seconds the pool is known to be exhausted without a return.
 
-    Nobody watches it for that; it is known from one call to the next.
+    Nothing watches it for that; it is known from one call to the next.
     """
     held = snapshot(engine).histograms.get("hold") if is_saturated else None
     if held is None:

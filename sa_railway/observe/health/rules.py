@@ -92,7 +92,7 @@ def _connections(facts: Facts) -> Recommendation | None:
         f"{server.connections:,} of the server's {server.max_connections:,} connections are in use "
         f"({share:.0%}).",
         "Run fewer processes, lower pool_size and max_overflow, or put a pooler in between. "
-        "application_name in pg_stat_activity tells who holds them.",
+        "application_name in pg_stat_activity tells what holds them.",
     )
 
 
