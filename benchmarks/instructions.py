@@ -10,7 +10,6 @@ NAME is a part of the names of the rows to count, such as "request" or "psycopg2
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import subprocess
 import sys
@@ -63,7 +62,6 @@ def call(url: str, kind: str, work: str, calls: str) -> None:
     """Be the client whose instructions are counted."""
     once = unit(kind, work, sqlalchemy.make_url(url))
     once()
-    gc.disable()
     for _ in range(int(calls)):
         once()
 

@@ -56,7 +56,8 @@ def add_commands(app: Flask, engines: Callable[[], Mapping[str, Engine]]) -> Non
     ) -> None:
         """Examine everything between this application and its database."""
         with _wrong_usage():
-            status = _examine(_chosen(engines(), database), tables, as_json=as_json)
+            engine = _chosen(engines(), database)
+            status = _examine(engine, database, tables, as_json=as_json)
         context.exit(status)
 
     @group.command("wait")
@@ -90,11 +91,12 @@ def _chosen(engines: Mapping[str, Engine], name: str) -> Engine:
     raise ConfigurationError(f"database is {name!r}; allowed: {', '.join(engines)}")
 
 
-def _examine(engine: Engine, tables: tuple[str, ...], *, as_json: bool) -> int:
+def _examine(engine: Engine, name: str, tables: tuple[str, ...], *, as_json: bool) -> int:
     from sa_railway.observe.doctor import examine
     from sa_railway.observe.report import render
 
-    diagnosis = examine(engine.url, profile=profile_of(engine), tables=tables)
+    profile = profile_of(engine)
+    diagnosis = examine(engine.url, giver=f"bind {name}", profile=profile, tables=tables)
     if as_json:
         click.echo(json.dumps(diagnosis.as_dict(), indent=2))
     else:

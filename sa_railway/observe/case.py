@@ -79,6 +79,7 @@ class Case:
 
     Attributes:
         given: the URL that was given, if any.
+        giver: where it came from, for people.
         profile_name: the profile that was asked for.
         replicas: containers of the application.
         processes: processes in each.
@@ -96,6 +97,7 @@ class Case:
     """
 
     given: str | URL | None = field(default=None, repr=False)  # it holds a password, as url does
+    giver: str = "the argument"
     profile_name: str | Profile = "web"
     replicas: int = 1
     processes: int = 1

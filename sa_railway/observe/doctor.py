@@ -28,6 +28,7 @@ __all__ = ["examine"]
 def examine(
     url: str | URL | None = None,
     *,
+    giver: str = "the argument",
     profile: str | Profile = "web",
     replicas: int = 1,
     processes: int | None = None,
@@ -45,6 +46,7 @@ def examine(
 
     Args:
         url: the database; None looks for it in the environment as ``database_url()`` does.
+        giver: where *url* came from, for people.
         profile: of the application; the environment overrules it as ever.
         replicas: containers of the application, for its connection budget.
         processes: processes in each; None takes what Gunicorn would, from ``WEB_CONCURRENCY``.
@@ -64,7 +66,7 @@ def examine(
     Gate(tables, None, "")
     if not 0 < timeout < math.inf:
         raise ConfigurationError(f"timeout is {timeout!r}; allowed: more than 0 seconds")
-    case = Case(url, profile, replicas, processes, extra, tuple(tables), timeout)
+    case = Case(url, giver, profile, replicas, processes, extra, tuple(tables), timeout)
     try:
         results = _make_checks(case, progress)
     finally:

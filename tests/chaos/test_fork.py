@@ -42,7 +42,7 @@ def run_rounds(url, kind, rounds):
         [sys.executable, PROGRAM, url.render_as_string(hide_password=False), str(rounds), kind],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 

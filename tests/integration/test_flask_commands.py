@@ -49,6 +49,9 @@ def test_the_doctor_examines_the_database_of_the_application(run: Run, database_
     assert (diagnosis["healthy"], diagnosis["findings"]) == (True, [])
     assert diagnosis["database"] == database_url.render_as_string(hide_password=True)
     assert diagnosis["checks"][-1]["detail"] == "there: orders"
+    url = next(check for check in diagnosis["checks"] if check["check"] == "URL")
+    place = f"{database_url.host}:{database_url.port}/{database_url.database}"
+    assert url["detail"] == f"bind default: {place}, by {database_url.get_driver_name()}"
 
 
 def test_the_doctor_examines_another_bind(run: Run):

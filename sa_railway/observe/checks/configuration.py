@@ -195,7 +195,7 @@ def check_url(case: Case) -> Seen:
     if case.given is None:
         sources = look_up(os.environ)
     else:
-        sources = [try_source("the argument", partial(find_url, case.given))]
+        sources = [try_source(case.giver, partial(find_url, case.given))]
     used = next((source for source in sources if source.url is not None), None)
     severity = Severity.WARNING if used else Severity.ERROR
     findings = [_flaw(source, severity) for source in sources if source.flaw]

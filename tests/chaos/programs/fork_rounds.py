@@ -89,6 +89,6 @@ def report(children, same):
 
 
 if "asyncpg" in URL or "psycopg_async" in URL:
-    asyncio.run(asyncio.wait_for(async_rounds(), 60))
+    asyncio.run(async_rounds())
 else:
     sync_rounds()
