@@ -3,6 +3,9 @@
 A server such as Gunicorn or uvicorn takes SIGTERM for a request to finish what is under way. Work
 that waits for a database would hold it up, where without the wait it fails at once.
 
+A pool of forked workers, such as Celery's, gets the signal in its parent alone, which then waits
+for the children. So a parent leaves a note of it in memory that they share.
+
 Python lets nothing but the handler itself know of a signal, so the program's is wrapped. The
 wrapper is equal to what it wraps and has its attributes; ``is`` and its type tell the difference.
 """
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 import os
 import signal
 import sys
@@ -28,10 +32,15 @@ _MOST = 32  # wrappers at a time, each of which the program may have wrapped in 
 
 _stopped_pid: int | None = None
 
+# A byte of shared memory for this process and each of its ancestors, if that has forked while it
+# was watched: 1 from its SIGTERM on.
+_notes: list[tuple[int, mmap.mmap]] = []
+
 
 def is_stopping() -> bool:
-    """Return whether this process was sent SIGTERM while it was watched."""
-    return _stopped_pid == os.getpid()
+    """Return whether this process, or one that has forked it, was sent SIGTERM while watched."""
+    pid = os.getpid()
+    return _stopped_pid == pid or any(note[0] for owner, note in _notes if owner != pid)
 
 
 def watch() -> None:
@@ -74,6 +83,20 @@ def _replace(handler: Callable[..., Any]) -> None:
         sigaction(signal.SIGTERM, action, None)
 
 
+def _prepare_fork() -> None:
+    """Let the child that is about to be forked learn of a SIGTERM of this process."""
+    watch()
+    pid = os.getpid()
+    is_watched = isinstance(signal.getsignal(signal.SIGTERM), _Noticing)
+    if is_watched and all(owner != pid for owner, _ in _notes):
+        with contextlib.suppress(OSError):  # there is no memory left
+            _notes.append((pid, mmap.mmap(-1, 1)))
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(before=_prepare_fork)
+
+
 def _main_loop() -> asyncio.AbstractEventLoop | None:
     """Return the event loop that runs in the main thread."""
     main = threading.main_thread().ident
@@ -107,7 +130,10 @@ class _Noticing:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         global _stopped_pid
-        _stopped_pid = os.getpid()
+        _stopped_pid = pid = os.getpid()
+        for owner, note in _notes:
+            if owner == pid:
+                note[0] = 1
         return self.__wrapped__(*args, **kwargs)
 
     def __eq__(self, other: object) -> bool:

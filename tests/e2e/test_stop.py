@@ -87,6 +87,14 @@ thread = threading.Thread(target=connect)
 thread.start()
 thread.join()
 """,
+    "a parent that waits for its child": """
+signal.signal(signal.SIGTERM, lambda *_: print("stop", flush=True))
+child = os.fork()
+if child:
+    os.waitpid(child, 0)
+else:
+    connect()
+""",
 }
 APP = """
 import os

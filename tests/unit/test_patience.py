@@ -578,6 +578,7 @@ def sigterm():
 def running(monkeypatch):
     """Let a SIGTERM of this test be forgotten after it."""
     monkeypatch.setattr(stopping, "_stopped_pid", None)
+    monkeypatch.setattr(stopping, "_notes", [])
 
 
 def test_a_process_that_is_being_stopped_does_not_wait(clock, sigterm, running):
