@@ -20,7 +20,7 @@ import select
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -157,9 +157,11 @@ class _Pooled:
         return Look.CLOSED if ready[0][1] & _HUNG_UP else Look.READABLE
 
 
+_UNLIMITED = contextlib.nullcontext[Callable[[], bool]](lambda: False)  # never expires
+
 # The ping gets the driver's connection alone, so what is known of it must be found by it. One that
-# cannot be a weak key is asked at every checkout.
-# No WeakKeyDictionary, whose methods in Python cost more than the rest of a look.
+# cannot be a weak key is asked at every checkout. This is no WeakKeyDictionary, whose methods in
+# Python cost more than the rest of a look.
 _pooled: dict[weakref.ref[Any], _Pooled] = {}
 
 
@@ -276,7 +278,8 @@ class _Liveness:
         self._warn_if_gevent_is_blocked()
         started = time.monotonic()
         is_closed = look(connection) is Look.CLOSED  # then nothing has to be waited for
-        with _no_limit() if is_closed else limit(connection, self._timeout(connection)) as expired:
+        limited = _UNLIMITED if is_closed else limit(connection, self._timeout(connection))
+        with limited as expired:
             try:
                 is_alive = self._ping(dbapi_connection)
             except self._dialect.loaded_dbapi.Error as error:
@@ -325,11 +328,6 @@ class _Liveness:
 def _has_read_nothing(asyncpg_connection: Any, pooled: _Pooled) -> bool:
     """Return whether asyncpg is known to have read nothing since the connection was returned."""
     return pooled.received is not None and pooled.received == bytes_received(asyncpg_connection)
-
-
-@contextlib.contextmanager
-def _no_limit() -> Iterator[Callable[[], bool]]:
-    yield lambda: False
 
 
 def _is_lost(error: Exception, driver_connection: Any) -> bool:
