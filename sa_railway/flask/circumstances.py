@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["Circumstances", "watch"]
 
 
+_REQUEST, _STATUS = "_railway_request", "_railway_status"
+
+
 def watch(app: Flask, *, always: bool) -> None:
     """Keep what Flask has forgotten when the application context of a request ends.
 
@@ -27,17 +31,25 @@ def watch(app: Flask, *, always: bool) -> None:
         app.after_request(_keep_status)
 
 
-# The class of all sessions, as in sa_railway.flask.uncommitted.
+# The class of all sessions, as in sa_railway.flask.uncommitted. Each use of a proxy of Flask's is
+# dear, so what is in ``g`` is asked for once.
 @event.listens_for(Session, "after_transaction_create")
 def _keep_request(_session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is None and has_request_context() and "_railway_request" not in g:
-        g._railway_request = request._get_current_object()  # type: ignore[attr-defined]  # of a proxy
-        after_this_request(_keep_status)
+    if transaction.parent is not None or not has_request_context():
+        return
+    kept = vars(g._get_current_object())
+    if _REQUEST not in kept:
+        kept[_REQUEST] = request._get_current_object()  # type: ignore[attr-defined]  # of a proxy
+        after_this_request(partial(_keep_status_in, kept))
 
 
 def _keep_status(response: Response) -> Response:
+    return _keep_status_in(vars(g._get_current_object()), response)
+
+
+def _keep_status_in(kept: dict[str, Any], response: Response) -> Response:
     """Keep the status: a teardown does not learn of an exception that a handler has answered."""
-    g._railway_status = response.status_code
+    kept[_STATUS] = response.status_code
     return response
 
 
@@ -50,7 +62,7 @@ class Circumstances:
 
     def __init__(self, error: BaseException | None) -> None:
         self._error = error
-        self._request: Request | None = g.get("_railway_request")
+        self._request: Request | None = g.get(_REQUEST)
         self._command: click.Context | None = None
         if self._request is None:
             self._command = click.get_current_context(silent=True)
@@ -73,7 +85,7 @@ class Circumstances:
         """
         if self._command is not None:
             return _is_failure(self._error)
-        return self._error is not None or g.get("_railway_status", 0) >= 400
+        return self._error is not None or g.get(_STATUS, 0) >= 400
 
 
 def _request_line(request: Request) -> str:
