@@ -110,6 +110,11 @@ class Counters:
         self._interval = min(self._interval, window / _RESOLUTION)
         self._sum_up_sizes()
 
+    @property
+    def engines(self) -> int:
+        """How many engines of this process have these numbers in common."""
+        return len(self._engines)
+
     def _sum_up_sizes(self) -> None:
         pools = [engine.pool for engine in self._engines]
         self.values[_SIZE] = sum(p.size() for p in pools if isinstance(p, QueuePool))

@@ -250,6 +250,19 @@ def test_the_report_says_what_holds_a_connection_where_leaks_are_watched():
     assert check_health(engine).pool.holds == ()
 
 
+def test_the_report_says_how_many_engines_are_counted_together(tmp_path):
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    engines = [sa_railway.create_engine(url) for _ in range(2)]
+    engines.append(sa_railway.create_engine(url, logging_name="audit"))
+    for engine in engines:
+        check_health(engine)
+
+    with engines[0].connect():
+        reports = [check_health(engine) for engine in engines]
+    assert [report.engines for report in reports] == [2, 2, 1]
+    assert [report.pool.longest_hold is None for report in reports] == [False, True, True]
+
+
 def test_the_report_says_since_when_it_counts(engine):
     check_health(engine)
     counters_of(engine).began -= 3600
@@ -328,5 +341,6 @@ def test_the_report_as_json():
         "time": "2026-01-02T03:04:05+00:00",
         "since": "2026-01-01T03:04:05+00:00",
         "processes": {"count": 2, "open": 3, "checked_out": 1, "waiting": 0, "limit": None},
+        "engines": 1,
         "success_rate": 0.75,
     }

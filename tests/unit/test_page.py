@@ -141,6 +141,12 @@ def test_what_all_processes_have_is_not_said_of_one_and_may_have_no_limit(count,
     assert says in draw(with_report(processes=sums)).text
 
 
+def test_the_counters_say_whether_they_are_of_several_engines():
+    text = draw(with_report(engines=2)).text
+
+    assert " Counters of this process, of 2 engines of one name reconnections, " in text
+
+
 def test_recommendations_stand_first():
     found = (
         Recommendation(Severity.CRITICAL, "server", "It is gone.", "Fetch it."),

@@ -284,7 +284,11 @@ def _counters(report: HealthReport) -> str:
         f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{value:,g}</dd>"
         for name, value in sorted(report.metrics.items())
     )
-    return f"<details><summary>Counters of this process</summary><dl>{recent}{rows}</dl></details>"
+    whose = f", of {report.engines:,} engines of one name" if report.engines > 1 else ""
+    return (
+        f"<details><summary>Counters of this process{whose}</summary>"
+        f"<dl>{recent}{rows}</dl></details>"
+    )
 
 
 def _footer(subjects: Mapping[str, Subject]) -> str:

@@ -55,7 +55,7 @@ class PoolState:
             overflow=max(0, pool.overflow()),
             max_overflow=None if isinf(limit) else int(limit) - pool.size(),
             waiting=waiting,
-            longest_hold=_longest_hold(engine),
+            longest_hold=_longest_hold(engine) if pool.checkedout() else None,
             holds=longest_holds(engine, _MOST_HOLDS),
         )
 

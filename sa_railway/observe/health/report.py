@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine
 
 from sa_railway.engine import counting
-from sa_railway.engine.counters import counters_of
+from sa_railway.engine.counters import Counters, counters_of
 from sa_railway.engine.profiles import profile_of
 from sa_railway.observe.health.pool import PoolState
 from sa_railway.observe.health.probe import Probe, ServerFacts, start_probe, start_probe_in_loop
@@ -58,6 +58,8 @@ class HealthReport:
         time: when this was, in UTC.
         since: when this process began to count.
         processes: what the pools of all processes have together; None if nothing is counted.
+        engines: how many engines of this process are counted together, as they have one name: the
+            same URL, and no ``logging_name`` or the same.
     """
 
     status: Status
@@ -72,6 +74,7 @@ class HealthReport:
     time: datetime
     since: datetime | None = None
     processes: Processes | None = None
+    engines: int = 1
 
     @property
     def success_rate(self) -> float | None:
@@ -110,7 +113,7 @@ async def check_health_async(engine: Engine | AsyncEngine) -> HealthReport:
 def report_on(engine: Engine, answer: Probe) -> HealthReport:
     """Put together what is known of *engine*, given the *answer* of its server."""
     profile = profile_of(engine)
-    now = snapshot(engine)
+    now, counters = snapshot(engine), counters_of(engine)
     facts = Facts(
         profile=profile,
         probe=answer,
@@ -130,13 +133,13 @@ def report_on(engine: Engine, answer: Probe) -> HealthReport:
         metrics=dict(now.counters),
         process=os.getpid(),
         time=datetime.now(UTC),
-        since=_since(engine),
+        since=_since(counters),
         processes=processes(engine),
+        engines=counters.engines if counters else 1,
     )
 
 
-def _since(engine: Engine) -> datetime | None:
-    counters = counters_of(engine)
+def _since(counters: Counters | None) -> datetime | None:
     if counters is None:
         return None
     return datetime.now(UTC) - timedelta(seconds=time.monotonic() - counters.began)
