@@ -38,8 +38,9 @@ def _keep_request(_session: Session, transaction: SessionTransaction) -> None:
     if transaction.parent is not None or not has_request_context():
         return
     kept = vars(g._get_current_object())
-    if _REQUEST not in kept:
-        kept[_REQUEST] = request._get_current_object()  # type: ignore[attr-defined]  # of a proxy
+    current = request._get_current_object()  # type: ignore[attr-defined]  # of a proxy
+    if kept.get(_REQUEST) is not current:  # a test may make several in one application context
+        kept[_REQUEST] = current
         after_this_request(partial(_keep_status_in, kept))
 
 

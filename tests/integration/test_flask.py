@@ -275,6 +275,23 @@ def test_the_info_of_a_session_belongs_to_the_application(shop: Shop):
     assert shop.app.test_client().get("/").json == {}
 
 
+def test_the_last_request_of_an_application_context_is_named(shop: Shop, logged):
+    @shop.app.get("/<name>")
+    def view(name: str) -> str:
+        if name == "reads":
+            only_read(shop)
+            shop.db.session.rollback()
+        else:
+            leave_flushed(shop)
+        return name
+
+    with shop.app.app_context():
+        for path in ("/reads", "/writes"):
+            shop.app.test_client().get(path)
+
+    assert [text.partition(" left")[0] for _, text in logged()] == ["Rolled back what GET /writes"]
+
+
 # --- what was left uncommitted ---
 
 
