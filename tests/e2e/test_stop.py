@@ -171,9 +171,10 @@ def wait_for(condition: Callable[[], Any]) -> Any:
     [
         [],
         ["--threads", "2"],
+        ["--threads", "2", "--preload"],
         ["--threads", "2", "--preload", "-c", "python:sa_railway.gunicorn"],
     ],
-    ids=["sync", "gthread", "gthread, preloaded"],
+    ids=["sync", "gthread", "gthread, preloaded", "gthread, preloaded, with hooks"],
 )
 def test_a_worker_of_gunicorn_ends(
     arguments: list[str], environment: dict[str, str], tmp_path: Path
