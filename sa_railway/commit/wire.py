@@ -161,27 +161,36 @@ def _as_text(value: Any) -> Any:
 
 
 def _pipe(driver: Any, statements: tuple[str, ...]) -> None:
-    error: Exception | None = None
-    with driver.pipeline(), unseen_cursor(driver) as cursor:
-        try:
-            for statement in statements:
-                cursor.execute(statement, prepare=False)
-        except Exception as lost:  # noqa: BLE001 - the end of the pipeline raises it, or we do
-            error = lost
-    if error is not None:
-        raise error
+    first: Exception | None = None
+    try:
+        with driver.pipeline(), unseen_cursor(driver) as cursor:
+            try:
+                for statement in statements:
+                    cursor.execute(statement, prepare=False)
+            except Exception as error:  # noqa: BLE001 - the end of the pipeline raises, or we do
+                first = error
+    except Exception as last:
+        # an answer that has come before the end is raised there; the end says "pipeline aborted"
+        last.__context__ = first or last.__context__
+        raise
+    if first is not None:
+        raise first
 
 
 async def _pipe_async(driver: Any, statements: tuple[str, ...]) -> None:
-    error: Exception | None = None
-    async with driver.pipeline(), unseen_cursor(driver) as cursor:
-        try:
-            for statement in statements:
-                await cursor.execute(statement, prepare=False)
-        except Exception as lost:  # noqa: BLE001 - as above
-            error = lost
-    if error is not None:
-        raise error
+    first: Exception | None = None
+    try:
+        async with driver.pipeline(), unseen_cursor(driver) as cursor:
+            try:
+                for statement in statements:
+                    await cursor.execute(statement, prepare=False)
+            except Exception as error:  # noqa: BLE001 - as above
+                first = error
+    except Exception as last:
+        last.__context__ = first or last.__context__
+        raise
+    if first is not None:
+        raise first
 
 
 def in_pipeline(pooled: Pooled) -> bool:
