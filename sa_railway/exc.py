@@ -14,6 +14,8 @@ No message in this module ever holds a password.
 
 from __future__ import annotations
 
+from functools import partial
+
 from sqlalchemy import exc as sa_exc
 
 __all__ = [
@@ -54,13 +56,8 @@ class DatabaseUnavailableError(RailwayError, sa_exc.OperationalError):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the fields when pickled: task queues send errors between processes."""
-        return _rebuild_unavailable, (self.args[0], self.retry_after, self.orig)
-
-
-def _rebuild_unavailable(
-    message: str, retry_after: float, orig: BaseException
-) -> DatabaseUnavailableError:
-    return DatabaseUnavailableError(message, retry_after=retry_after, orig=orig)
+        fields = {name: getattr(self, name) for name in ("retry_after", "orig")}
+        return partial(DatabaseUnavailableError, **fields), self.args
 
 
 class NotReadyError(RailwayError, TimeoutError):
@@ -76,11 +73,7 @@ class NotReadyError(RailwayError, TimeoutError):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the fields when pickled."""
-        return _rebuild_not_ready, (self.args[0], self.missing)
-
-
-def _rebuild_not_ready(message: str, missing: tuple[str, ...]) -> NotReadyError:
-    return NotReadyError(message, missing=missing)
+        return partial(NotReadyError, missing=self.missing), self.args
 
 
 class CommitOutcomeUnknownError(RailwayError, sa_exc.SQLAlchemyError):
@@ -104,13 +97,8 @@ class CommitOutcomeUnknownError(RailwayError, sa_exc.SQLAlchemyError):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the fields when pickled."""
-        return _rebuild_unknown, (self.transaction_id, self.marker, self.orig)
-
-
-def _rebuild_unknown(
-    transaction_id: int | None, marker: str | None, orig: BaseException
-) -> CommitOutcomeUnknownError:
-    return CommitOutcomeUnknownError(transaction_id=transaction_id, marker=marker, orig=orig)
+        fields = {name: getattr(self, name) for name in ("transaction_id", "marker", "orig")}
+        return partial(CommitOutcomeUnknownError, **fields), ()
 
 
 def _unknown(transaction_id: int | None, marker: str | None) -> str:
