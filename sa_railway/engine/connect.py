@@ -10,7 +10,6 @@ open breaker refuses nothing and ends the patience: each connect is one attempt,
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from sa_railway.engine.breaker import Breaker
 from sa_railway.engine.guard import guarded
 from sa_railway.engine.naming import engine_name
 from sa_railway.engine.stopping import is_stopping, watch
-from sa_railway.engine.waiting import backoff_delay, is_impatient, parts, sleeper
+from sa_railway.engine.waiting import backoff_delay, is_impatient, parts, running_loop, sleeper
 from sa_railway.exc import DatabaseUnavailableError
 from sa_railway.faults import Fault, classify, first_line
 from sa_railway.faults.conditions import AWAY
@@ -85,7 +84,8 @@ class Patience:
         return patient
 
     def _connect(self, attempt: Callable[[], Any]) -> Any:
-        if is_impatient.get() or (not self._is_async and _runs_event_loop()):
+        # in an event loop, a wait of a blocking engine would stop all of its tasks
+        if is_impatient.get() or (not self._is_async and running_loop() is not None):
             return attempt()
         watch()  # again: a server may have set its handler since
         this_call = object()
@@ -201,12 +201,3 @@ def _explain(context: ExceptionContext) -> None:
     if context.connection is None and context.sqlalchemy_exception is not None:
         for note in getattr(context.original_exception, "__notes__", ()):
             context.sqlalchemy_exception.add_note(note)
-
-
-def _runs_event_loop() -> bool:
-    """Return whether an event loop runs in this thread, all of whose tasks a wait would stop."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

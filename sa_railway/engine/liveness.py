@@ -34,6 +34,7 @@ from sa_railway.config.profile import Profile
 from sa_railway.engine import native, process
 from sa_railway.engine.driver import bytes_received, descriptor_of, is_pooled, shut_down
 from sa_railway.engine.naming import engine_name
+from sa_railway.engine.waiting import running_loop
 from sa_railway.engine.watchdog import limit
 from sa_railway.faults import FaultKind, classify
 
@@ -79,7 +80,7 @@ def _refuse_inherited(*_: object) -> None:
 def _refuse_foreign(connection: Any, pooled: _Pooled) -> None:
     """Replace a connection that was made in another event loop."""
     loop = pooled.loop() if pooled.loop is not None else None
-    if loop is None or loop is _running_loop():
+    if loop is None or loop is running_loop():
         return
     _end_in_its_loop(connection, loop)
     record = pooled.record() if pooled.record is not None else None
@@ -87,13 +88,6 @@ def _refuse_foreign(connection: Any, pooled: _Pooled) -> None:
         # as SQLAlchemy's manual has it for one of another process: a close would be awaited
         record.dbapi_connection = None  # type: ignore[misc]
     raise DisconnectionError("the connection belongs to another event loop")
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _end_in_its_loop(connection: Any, loop: asyncio.AbstractEventLoop) -> None:
@@ -198,7 +192,7 @@ class _Liveness:
         pooled = _Pooled(connection, record)
         with contextlib.suppress(TypeError):
             _pooled[weakref.ref(connection, _forget)] = record.info[_POOLED] = pooled
-        loop = _running_loop() if self._is_bound_to_loop else None
+        loop = running_loop() if self._is_bound_to_loop else None
         pooled.loop = weakref.ref(loop) if loop is not None else None
 
     def checkin(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.util import await_only
 
 from sa_railway.engine.stopping import is_stopping
 
-__all__ = ["attempt_limit", "backoff_delay", "is_impatient", "parts", "sleeper"]
+__all__ = ["attempt_limit", "backoff_delay", "is_impatient", "parts", "running_loop", "sleeper"]
 
 is_impatient: ContextVar[bool] = ContextVar("is_impatient", default=False)
 """Set where the caller has its own rhythm: one attempt, and no breaker."""
@@ -52,6 +52,14 @@ def _sleep(seconds: float) -> None:
 
 def _sleep_in_loop(seconds: float) -> None:
     await_only(asyncio.sleep(seconds))
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that runs in this thread, if one does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def parts(seconds: float) -> Iterator[float]:
