@@ -76,17 +76,8 @@ def _run(options: argparse.Namespace) -> int:
                     connection.exec_driver_sql(statement)
                 state = describe(connection, options.schema)
     except SQLAlchemyError as error:
-        return _report(
-            {
-                "table": None,
-                "usable": False,
-                "found": False,
-                "complete": False,
-                "error": first_line(error),
-            },
-            masked(url),
-            options,
-        )
+        unknown = {"table": None, "usable": False, "found": False, "complete": False}
+        state = {**unknown, "error": first_line(error)}
     finally:
         engine.dispose()
     return _report(state, masked(url), options)
