@@ -59,12 +59,6 @@ _ASYNC_CAPABLE = frozenset(
     {"asyncpg", "psycopg", "psycopg_async", "asyncmy", "aiomysql", "aiosqlite"}
 )
 _ASYNC_ONLY = _ASYNC_CAPABLE - {"psycopg"}
-_SERVER_DRIVERS = frozenset(
-    driver
-    for table in (_SYNC_DRIVERS, _ASYNC_DRIVERS)
-    for backend in ("postgresql", "mysql")
-    for driver in table[backend]
-)
 _MODULES = {"mysqldb": "MySQLdb", "pysqlite": "sqlite3"}  # where it is not the driver's own name
 
 EXTRAS = {"psycopg": "psycopg", "asyncpg": "asyncpg"}
@@ -103,7 +97,8 @@ def choose_driver(url: URL, driver: str | None = None, *, asyncio: bool = False)
     """
     backend, _, named = url.drivername.partition("+")
     if driver is not None:
-        if backend != "sqlite" or driver not in _SERVER_DRIVERS:
+        is_of_server = driver in _drivers_of("postgresql") + _drivers_of("mysql")
+        if backend != "sqlite" or not is_of_server:
             return _with_driver_asked(url, backend, driver)
         named, asyncio = "", asyncio or driver in _ASYNC_ONLY
     is_usable = named and (not asyncio or named in _ASYNC_CAPABLE)
