@@ -13,7 +13,7 @@ import enum
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from sa_railway.commit.harmless import HARMLESS, HARMLESS_AFTER
@@ -61,7 +61,7 @@ def effects_of(statement: object) -> Effects:
     if type(statement) is not str:
         return _UNPROVED
     if len(statement) > _LONG:
-        return _UNPROVED._replace(writes=_by_first_word(statement[:_SHORT]))
+        return _by_first_word(_tokens(statement[:_SHORT]))
     key = statement if len(statement) <= _SHORT else _digest(statement)
     effects = remembered.get(key)
     if effects is None:
@@ -81,9 +81,10 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _by_first_word(text: str) -> Writes:
-    first = next((token.text for token in _tokens(text) if token.is_word), "")
-    return Writes.YES if first in _WRITERS else Writes.MAYBE
+def _by_first_word(tokens: Iterable[_Token]) -> Effects:
+    """Return what is known of a statement that cannot be read to its end."""
+    first = next((token.text for token in tokens if token.is_word), "")
+    return _UNPROVED._replace(writes=Writes.YES if first in _WRITERS else Writes.MAYBE)
 
 
 def ends_transaction(statement: object) -> str | None:
@@ -240,8 +241,7 @@ def _examine(text: str) -> Effects:
     if not statements:
         return READS  # an empty text, as some drivers ping with
     if any(_DOUBTFUL in tokens for tokens in statements):
-        first = next((token.text for token in statements[0] if token.is_word), "")
-        return _UNPROVED._replace(writes=Writes.YES if first in _WRITERS else Writes.MAYBE)
+        return _by_first_word(statements[0])
     found = [_examine_one(tokens) for tokens in statements]
     if len(found) == 1:
         return found[0]
