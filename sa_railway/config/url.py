@@ -24,6 +24,7 @@ from sa_railway.config.parse import (
 from sa_railway.exc import ConfigurationError
 
 __all__ = [
+    "VARIABLES",
     "database_url",
     "find_url",
     "is_private_host",
@@ -34,7 +35,15 @@ __all__ = [
 
 logger = logging.getLogger("sa_railway.config")
 
-_VARIABLES = ("DATABASE_URL", "DATABASE_PRIVATE_URL", "PGHOST", "DATABASE_PUBLIC_URL")
+VARIABLES = (
+    "DATABASE_UNPOOLED_URL",  # only where it is asked for
+    "DATABASE_URL",
+    "DATABASE_PRIVATE_URL",
+    "PGHOST",
+    "DATABASE_PUBLIC_URL",
+)
+"""Where a URL is looked for, in this order."""
+
 _PUBLIC_PROXY = re.compile(
     r"(?:.*\.)?proxy\.rlwy\.net|containers-[a-z]+-[a-z]+-\d+\.railway\.app", re.IGNORECASE
 )
@@ -112,7 +121,7 @@ def find_url(
         return parse_url("url", url)
     environ = os.environ if environ is None else environ
     flaws: list[str] = []
-    for name in ("DATABASE_UNPOOLED_URL", *_VARIABLES) if unpooled else _VARIABLES:
+    for name in VARIABLES if unpooled else VARIABLES[1:]:
         if name not in environ:
             continue
         try:

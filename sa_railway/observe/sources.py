@@ -10,19 +10,16 @@ from typing import Any
 from sqlalchemy import URL
 
 from sa_railway.config.masking import masked
-from sa_railway.config.url import find_url, is_private_host, is_public_proxy, normalize_url
+from sa_railway.config.url import (
+    VARIABLES,
+    find_url,
+    is_private_host,
+    is_public_proxy,
+    normalize_url,
+)
 from sa_railway.exc import ConfigurationError
 
 __all__ = ["Source", "as_dict", "describe", "look_up", "try_source"]
-
-# in the order in which database_url() takes them; a test compares the two
-_VARIABLES = (
-    "DATABASE_UNPOOLED_URL",  # only where it is asked for
-    "DATABASE_URL",
-    "DATABASE_PRIVATE_URL",
-    "PGHOST",
-    "DATABASE_PUBLIC_URL",
-)
 
 
 @dataclass(frozen=True)
@@ -37,10 +34,10 @@ class Source:
 def look_up(environ: Mapping[str, str], *, unpooled: bool = False) -> list[Source]:
     """Return the variables that ``database_url()`` looks at, up to the one that it uses."""
     sources = []
-    for name in _VARIABLES if unpooled else _VARIABLES[1:]:
+    for name in VARIABLES if unpooled else VARIABLES[1:]:
         if name not in environ:
             continue
-        alone = {k: v for k, v in environ.items() if k == name or k not in _VARIABLES}
+        alone = {k: v for k, v in environ.items() if k == name or k not in VARIABLES}
         sources.append(try_source(name, partial(find_url, environ=alone, unpooled=unpooled)))
         if sources[-1].url is not None:
             break
@@ -71,7 +68,7 @@ def describe(sources: list[Source]) -> Iterator[tuple[str, str]]:
         if source.flaw:
             yield "passed over", source.flaw
     if not sources:
-        yield "not set", ", ".join(_VARIABLES[1:])
+        yield "not set", ", ".join(VARIABLES[1:])
 
 
 def as_dict(sources: list[Source]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def test_the_schema_is_one():
 
 @pytest.mark.parametrize("unpooled", [False, True])
 def test_sources_are_looked_up_in_the_order_of_database_url(unpooled):
-    hosts = {name: name.lower() for name in sources._VARIABLES}
+    hosts = {name: name.lower() for name in sources.VARIABLES}
     environ = {name: f"postgresql://{host}/db" for name, host in hosts.items()}
     environ["PGHOST"] = hosts["PGHOST"]
     while hosts.keys() - {"DATABASE_UNPOOLED_URL"} or (unpooled and hosts):
