@@ -27,13 +27,12 @@ _HOW_TO_SEND = (
 )
 
 
-def configured_token(setting: object, environ: Mapping[str, str] | None = None) -> str | None:
+def configured_token(setting: object) -> str | None:
     """Return the token from an application's *setting*, or else from the environment.
 
     Text that is empty or blank counts as none.
     """
-    variables = os.environ if environ is None else environ
-    for value in (setting, variables.get(TOKEN_SETTING)):
+    for value in (setting, os.environ.get(TOKEN_SETTING)):
         text = "" if value is None else str(value).strip()
         if text:
             return text

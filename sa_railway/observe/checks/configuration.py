@@ -13,7 +13,7 @@ import sqlalchemy
 from sqlalchemy import URL
 
 from sa_railway.config.masking import masked
-from sa_railway.config.parse import tidied
+from sa_railway.config.parse import plugin_parameters, tidied
 from sa_railway.config.profile import load_profile
 from sa_railway.config.url import find_url, is_public_proxy, normalize_url
 from sa_railway.exc import ConfigurationError
@@ -231,8 +231,7 @@ def _judge(case: Case) -> Iterator[Finding]:
             yield replace(kind.found(variable=case.source), severity=Severity.WARNING)
     if text.startswith("postgres:"):
         yield OLD_SCHEME.found(variable=case.source)
-    foreign = [name for name in case.url.query if name == "plugin" or name.startswith("railway_")]
-    if foreign:
+    if foreign := plugin_parameters(case.url):
         yield SQLALCHEMY_ONLY.found(variable=case.source, parameters=", ".join(foreign))
 
 
