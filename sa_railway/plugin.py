@@ -142,7 +142,7 @@ def _listen_if_asked(engine: Engine, profile: Profile) -> None:
     if profile.leak_after is not None:
         from sa_railway.engine import leaks
 
-        leaks.listen(engine, profile)
+        leaks.listen(engine, profile.leak_after)
 
 
 def _say_at_first_connect(name: str, engine: Engine, profile: str) -> None:

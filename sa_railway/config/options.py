@@ -221,8 +221,9 @@ def _connect_defaults(url: URL, profile: Profile, given: Mapping[str, Any]) -> d
     if driver in LIBPQ_DRIVERS:
         defaults = _libpq_defaults(driver, profile)
         if "service" in {**in_url, **given} or os.environ.get("PGSERVICE"):
-            # what stands in a service file is the caller's, and libpq does not show it
-            defaults = {key: defaults[key] for key in _NOT_OF_SERVICE & defaults.keys()}
+            # what stands in a service file is the caller's, and libpq shows nothing of it; this
+            # one is the driver's own
+            defaults = {k: v for k, v in defaults.items() if k == "prepare_threshold"}
         limits = {"connect_timeout": os.environ.get("PGCONNECT_TIMEOUT")} | defaults
         limit = {**limits, **in_url, **given}["connect_timeout"]
         if "tcp_user_timeout" in defaults and profile.tcp_user_timeout == _TCP_USER_TIMEOUT:
@@ -233,9 +234,6 @@ def _connect_defaults(url: URL, profile: Profile, given: Mapping[str, Any]) -> d
     elif url.get_backend_name() == "sqlite" and not _is_memory(url):
         defaults = {"timeout": _SQLITE_BUSY}
     return {name: value for name, value in defaults.items() if name not in in_url}
-
-
-_NOT_OF_SERVICE = frozenset(["prepare_threshold"])  # of the driver's own
 
 
 def _seconds(connect_timeout: Any) -> int:

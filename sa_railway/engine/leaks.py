@@ -26,7 +26,6 @@ import sqlalchemy
 from sqlalchemy import Engine, event
 
 from sa_railway import events
-from sa_railway.config.profile import Profile
 from sa_railway.engine.guard import guarded
 from sa_railway.engine.naming import engine_name
 from sa_railway.engine.rounds import Rounds
@@ -71,11 +70,9 @@ class Hold:
     function: str
 
 
-def listen(engine: Engine, profile: Profile) -> None:
-    """Watch how long the connections of *engine* are held, if the profile asks for it."""
-    if profile.leak_after is None:
-        return
-    holdings = _of_dialect[engine.dialect] = _Holdings(engine, profile.leak_after)
+def listen(engine: Engine, leak_after: float) -> None:
+    """Say what has held a connection of *engine* for longer than *leak_after* seconds."""
+    holdings = _of_dialect[engine.dialect] = _Holdings(engine, leak_after)
     checkin = _checkin(holdings)
     event.listen(engine, "checkout", _checkout(holdings, is_async=engine.dialect.is_async))
     event.listen(engine, "checkin", checkin)
