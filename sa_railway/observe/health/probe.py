@@ -171,13 +171,13 @@ def start_probe(engine: Engine) -> PendingProbe:
     Its deadline is the profile's ``probe_timeout``, whatever the server and the pool do. The engine
     may be one of asyncio. Any thread may call it, and a forked child.
     """
-    return _prober(engine).ask(engine, profile_of(engine), None)
+    return _prober(engine).ask(engine, None)
 
 
 def start_probe_in_loop(engine: Engine) -> PendingProbe:
     """Do the same for a caller in an event loop, to be awaited by ``wait_async()``."""
     loop = asyncio.get_running_loop() if engine.dialect.is_async else None
-    return _prober(engine).ask(engine, profile_of(engine), loop)
+    return _prober(engine).ask(engine, loop)
 
 
 def recent_probes(engine: Engine) -> list[Probe]:
@@ -196,9 +196,8 @@ class _Prober:
         self._task: asyncio.Task[None] | None = None  # an event loop keeps no reference
         self._ended = float("-inf")
 
-    def ask(
-        self, engine: Engine, profile: Profile, loop: asyncio.AbstractEventLoop | None
-    ) -> PendingProbe:
+    def ask(self, engine: Engine, loop: asyncio.AbstractEventLoop | None) -> PendingProbe:
+        profile = profile_of(engine)
         with self._lock:
             last = self._last
             if last is not None and self._counts(last, profile):
@@ -225,9 +224,8 @@ class _Prober:
         try:
             thread.start()
         except RuntimeError:  # the container allows no thread more
-            self._finish(
-                pending, Probe("No thread could be started to ask the server.", _NO_THREAD)
-            )
+            failure = "No thread could be started to ask the server."
+            self._finish(pending, Probe(failure, _NO_THREAD))
 
     def _ask(self, engine: Engine, profile: Profile, pending: PendingProbe) -> None:
         _be_impatient(profile)
