@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # the C class: gevent and eventlet replace the one in socket by one for their own threads
 import _socket
+import contextlib
 import inspect
 import os
 import stat
@@ -14,6 +15,7 @@ __all__ = [
     "Identity",
     "bytes_received",
     "descriptor_of",
+    "duplicate",
     "identity",
     "is_asyncio",
     "is_pooled",
@@ -75,16 +77,14 @@ def identity(descriptor: int) -> Identity | None:
 
 def shut_down(descriptor: int) -> None:
     """End both ways of a socket for everything that holds it; the descriptor stays open."""
-    try:
-        peer = _socket.socket(fileno=os.dup(descriptor))
-    except OSError:  # it has been closed, or is no socket any more
-        return
-    try:
+    # it has been closed, or is no socket any more; or the peer has closed it in this very moment
+    with contextlib.suppress(OSError), duplicate(descriptor) as peer:
         peer.shutdown(_socket.SHUT_RDWR)
-    except OSError:  # the peer has closed it in this very moment
-        pass
-    finally:
-        peer.close()
+
+
+def duplicate(descriptor: int) -> contextlib.closing[_socket.socket]:
+    """Return the socket with this *descriptor*, to be closed without an end of the connection."""
+    return contextlib.closing(_socket.socket(fileno=os.dup(descriptor)))
 
 
 def is_asyncio(driver_connection: Any) -> bool:

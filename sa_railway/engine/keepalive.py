@@ -9,7 +9,6 @@ from __future__ import annotations
 # the C class, which gevent and eventlet leave alone, as in sa_railway.engine.driver
 import _socket
 import math
-import os
 from collections.abc import Iterator
 
 from sqlalchemy import Engine, event
@@ -17,7 +16,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from sa_railway.config.profile import Profile
-from sa_railway.engine.driver import descriptor_of
+from sa_railway.engine.driver import descriptor_of, duplicate
 from sa_railway.engine.guard import guarded
 
 __all__ = ["listen"]
@@ -34,13 +33,10 @@ def listen(engine: Engine, profile: Profile) -> None:
         descriptor = descriptor_of(record.driver_connection)
         if descriptor is None:
             return
-        peer = _socket.socket(fileno=os.dup(descriptor))
-        try:
+        with duplicate(descriptor) as peer:
             if peer.family in (_socket.AF_INET, _socket.AF_INET6):
                 for level, option, value in options:
                     peer.setsockopt(level, option, value)
-        finally:
-            peer.close()
 
     event.listen(engine, "connect", connect)
 
