@@ -116,7 +116,7 @@ def _seen_cursor(base: Any) -> Callable[..., Any]:
     def cursor(self: Any, *args: Any, **kwargs: Any) -> Any:
         made = inherited(self, *args, **kwargs)
         if not hasattr(made, "railway_base"):
-            seen = _seen_or_none(_cursor_class, _class_of(made))
+            seen = _seen_or_none(_cursor_class, type(made))
             try:
                 made.__class__ = seen
             except TypeError:  # it is None, or the class is not written in Python
@@ -155,7 +155,7 @@ def _psycopg(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
         driver = getattr(connection, "driver_connection", connection)  # of SQLAlchemy's adapter
         if not hasattr(driver, _WORK):  # a creator may hand out a connection once more
             if not hasattr(driver, "railway_has_plain_commit"):
-                seen = _seen_or_none(_psycopg_connection, _class_of(driver))
+                seen = _seen_or_none(_psycopg_connection, type(driver))
                 if seen is None:
                     return connection
                 driver.__class__ = seen
@@ -231,7 +231,7 @@ def _asyncpg(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
             return connect(*args, **kwargs)
         connection = connect(*args, **{**kwargs, "connection_class": seen})
         # The dialect chooses the adapter's class; a derived class without new slots may replace it.
-        adapter = _seen_or_none(_asyncpg_adapter, _class_of(connection))
+        adapter = _seen_or_none(_asyncpg_adapter, type(connection))
         if adapter is not None:
             connection.driver_connection.railway_work = Work(is_seen=True)
             connection.__class__ = adapter
@@ -286,7 +286,7 @@ def _asyncpg_adapter(base: Any) -> Any:
 
     def cursor(self: Any, *args: Any, **kwargs: Any) -> Any:
         made = base.cursor(self, *args, **kwargs)
-        made.__class__ = _asyncpg_cursor(_class_of(made))
+        made.__class__ = _asyncpg_cursor(made.__class__)
         return made
 
     return _derive(base, __slots__=(), cursor=cursor, commit=_seen_commit(base))
@@ -347,10 +347,6 @@ def _seen_or_none(derive: Callable[..., Any], base: Any, *args: Any) -> Any:
         return derive(base, *args) if isinstance(base, type) else None
     except Exception:  # noqa: BLE001 - whatever the application's own class or metaclass raises
         return None
-
-
-def _class_of(value: Any) -> Any:
-    return type(value)
 
 
 def _statement(kwargs: dict[str, Any]) -> object:
