@@ -118,15 +118,12 @@ def _is_unseen_loss(error: BaseException) -> bool:
     """
     if any(hasattr(e, _IN_DOUBT) for e in (error, error.__cause__, getattr(error, "orig", None))):
         return False
-    if isinstance(error, SQLAlchemyError) and not _is_without_statement(error):
+    is_without_statement = isinstance(error, DBAPIError) and error.statement is None
+    if isinstance(error, SQLAlchemyError) and not is_without_statement:
         return False
     if classify(error).kind is not FaultKind.DISCONNECT:
         return False
     return ("sqlalchemy.pool.base", "connect") not in _functions(error)
-
-
-def _is_without_statement(error: SQLAlchemyError) -> bool:
-    return isinstance(error, DBAPIError) and error.statement is None
 
 
 @guarded

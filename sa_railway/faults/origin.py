@@ -52,16 +52,11 @@ def _arose_in_asyncpg(error: BaseException) -> bool:
     The frames tell, which Python adds from the place where the error was raised outwards. A handler
     of a signal runs on top of asyncpg's frames, but in a module of the application.
     """
-    packages = [_package(name) for name in _modules(error)]
+    frames = traceback.walk_tb(error.__traceback__)
+    packages = [_package(frame.f_globals.get("__name__") or "") for frame, _ in frames]
     if "asyncpg" not in packages:
         return False
     return _BENEATH_ASYNCPG.issuperset(packages[packages.index("asyncpg") :])
-
-
-def _modules(error: BaseException) -> Iterator[str]:
-    """Yield the modules that *error* has passed through, the one where it arose last."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        yield frame.f_globals.get("__name__") or ""
 
 
 def _package(module: str) -> str:

@@ -75,7 +75,8 @@ class Circumstances:
     def where(self) -> str:
         """The request by method and path, or the command by name."""
         if self._request is not None:
-            return _request_line(self._request)
+            # quoted as on the wire: a line break in a path would forge a line of the log
+            return f"{self._request.method} {quote(self._request.path)}"
         return "an application context" if self._command is None else _name(self._command)
 
     @property
@@ -87,11 +88,6 @@ class Circumstances:
         if self._command is not None:
             return _is_failure(self._error)
         return self._error is not None or g.get(_STATUS, 0) >= 400
-
-
-def _request_line(request: Request) -> str:
-    # quoted as on the wire: a path may hold a line break, which would forge a line of the log
-    return f"{request.method} {quote(request.path)}"
 
 
 def _name(command: click.Context) -> str:
