@@ -88,16 +88,14 @@ async def run_transaction(
         Exception: as there.
     """
     replay = Replay(callback, timeout, isolation_level, writes, is_async=True)
-    attempt = _attempt_for(transactor)
+    attempt: Callable[[Replay], Awaitable[Result]] = _attempt_for(transactor)
     while True:
         try:
-            result: Result = await attempt(replay)
+            return await attempt(replay)
         except Exception as error:
             delay = replay.delay_after(error)
             if delay is None:
                 raise
-        else:
-            return result
         await asyncio.sleep(delay)
 
 

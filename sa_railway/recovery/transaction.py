@@ -70,16 +70,14 @@ def run_transaction(
         Exception: that of the last attempt, with a note on how many there were.
     """
     replay = Replay(callback, timeout, isolation_level, writes)
-    attempt = _attempt_for(transactor)
+    attempt: Callable[[Replay], Result] = _attempt_for(transactor)
     while True:
         try:
-            result: Result = attempt(replay)
+            return attempt(replay)
         except Exception as error:
             delay = replay.delay_after(error)
             if delay is None:
                 raise
-        else:
-            return result
         time.sleep(delay)
 
 
