@@ -75,12 +75,9 @@ def row(title: str, values: dict[str, float]) -> str:
     return cells
 
 
-HEAD = ["| | no check | `pool_pre_ping` | `sa_railway` |", "|---|---|---|---|"]
-
-
 def measure_all(rounds: int) -> list[str]:
-    rows = list(HEAD)
-    print(*HEAD, sep="\n")
+    rows = ["| | no check | `pool_pre_ping` | `sa_railway` |", "|---|---|---|---|"]
+    print(*rows, sep="\n")
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[1:] or cores)
     with TemporaryPostgres() as server:

@@ -23,7 +23,6 @@ from sqlalchemy import URL
 
 from sa_railway.testing import TemporaryPostgres
 
-DRIVERS = ("psycopg2", "psycopg")
 CALLS = (100, 600)  # the second less the first is counted, without what comes before and after
 
 
@@ -77,7 +76,7 @@ def main() -> None:
     works = [*checkout.WORK, *(f"request, {name}" for name in request.REQUESTS)]
     print("| | without | `sa_railway` | ratio |", "|---|---|---|---|", sep="\n")
     with TemporaryPostgres() as server:
-        for driver, work in product(DRIVERS, works):
+        for driver, work in product(checkout.DRIVERS, works):
             title = f"{driver}, {work}"
             if arguments.names and not any(name in title for name in arguments.names):
                 continue
