@@ -102,7 +102,7 @@ class StaleFound(Event):
 
 @dataclass(frozen=True)
 class Invalidated(Event):
-    """A connection was given up and closed, by *error* or at the application's request."""
+    """A connection was given up and closed, because of *error* or at the application's request."""
 
     error: BaseException | None
 

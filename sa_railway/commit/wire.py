@@ -6,7 +6,9 @@ The cursors of the application are left alone, and so is what is known of its wo
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from sqlalchemy import Dialect
@@ -161,36 +163,48 @@ def _as_text(value: Any) -> Any:
 
 
 def _pipe(driver: Any, statements: tuple[str, ...]) -> None:
-    first: Exception | None = None
-    try:
-        with driver.pipeline(), unseen_cursor(driver) as cursor:
-            try:
-                for statement in statements:
-                    cursor.execute(statement, prepare=False)
-            except Exception as error:  # noqa: BLE001 - the end of the pipeline raises, or we do
-                first = error
-    except Exception as last:
-        # an answer that has come before the end is raised there; the end says "pipeline aborted"
-        last.__context__ = first or last.__context__
-        raise
-    if first is not None:
-        raise first
+    first: list[Exception] = []
+    with (
+        _raising(first),
+        driver.pipeline(),
+        unseen_cursor(driver) as cursor,
+        _keeping(first),
+    ):
+        for statement in statements:
+            cursor.execute(statement, prepare=False)
 
 
 async def _pipe_async(driver: Any, statements: tuple[str, ...]) -> None:
-    first: Exception | None = None
-    try:
+    first: list[Exception] = []
+    with _raising(first):
         async with driver.pipeline(), unseen_cursor(driver) as cursor:
-            try:
+            with _keeping(first):
                 for statement in statements:
                     await cursor.execute(statement, prepare=False)
-            except Exception as error:  # noqa: BLE001 - as above
-                first = error
+
+
+@contextlib.contextmanager
+def _keeping(first: list[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - the end of the pipeline raises, or _raising() does
+        first.append(error)
+
+
+@contextlib.contextmanager
+def _raising(first: list[Exception]) -> Iterator[None]:
+    """Raise what the end of a pipeline raises, with what was kept before as its context.
+
+    The end says no more than "pipeline aborted" where the answer that says why came before it.
+    """
+    try:
+        yield
     except Exception as last:
-        last.__context__ = first or last.__context__
+        if first:
+            last.__context__ = first[0]
         raise
-    if first is not None:
-        raise first
+    if first:
+        raise first[0]
 
 
 def in_pipeline(pooled: Pooled) -> bool:

@@ -264,11 +264,7 @@ class _Liveness:
             raise DisconnectionError("the connection could not be checked") from None
 
     def _ask(self, dbapi_connection: DBAPIConnection, connection: Any) -> bool:
-        """Ping within a deadline.
-
-        A connection whose socket is closed is asked, too: it costs nothing then, and listeners to
-        "handle_error" learn of the loss.
-        """
+        """Ping within a deadline, also where the socket is closed: listeners learn of the loss."""
         self._warn_if_gevent_is_blocked()
         started = time.monotonic()
         is_closed = look(connection) is Look.CLOSED  # then nothing has to be waited for

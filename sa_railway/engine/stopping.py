@@ -117,7 +117,7 @@ def _main_loop() -> asyncio.AbstractEventLoop | None:
 class _Noticing:
     """A signal handler that does what another one does, and remembers that it was called.
 
-    Each holds its own handler: a program may put one of its own before it, and keep this one.
+    Each has one handler for good: a program may set a handler later that calls this one.
     """
 
     alive: ClassVar[weakref.WeakValueDictionary[int, _Noticing]] = weakref.WeakValueDictionary()

@@ -316,7 +316,7 @@ CONDITIONS: dict[str, Condition] = {
     "stale-plan": Condition(
         FaultKind.SERIALIZATION,
         "A migration has changed a table that a prepared statement reads: run the whole "
-        "transaction again, which prepares it again.",
+        "transaction again, and the driver prepares a new one.",
     ),
     "pool-exhausted": Condition(FaultKind.POOL_EXHAUSTED),
     "rollback-first": Condition(FaultKind.PERMANENT, _ROLLBACK_FIRST),

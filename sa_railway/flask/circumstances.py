@@ -31,8 +31,8 @@ def watch(app: Flask, *, always: bool) -> None:
         app.after_request(_keep_status)
 
 
-# The class of all sessions, as in sa_railway.flask.uncommitted. Each use of a proxy of Flask's is
-# dear, so what is in ``g`` is asked for once.
+# The class of all sessions, as in sa_railway.flask.uncommitted. Each use of one of Flask's
+# proxies is expensive, so what is in ``g`` is asked for once.
 @event.listens_for(Session, "after_transaction_create")
 def _keep_request(_session: Session, transaction: SessionTransaction) -> None:
     if transaction.parent is not None or not has_request_context():

@@ -17,7 +17,7 @@ from sa_railway.flask.circumstances import Circumstances
 from sa_railway.flask.uncommitted import Uncommitted, connections_of
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
 
@@ -82,23 +82,24 @@ async def _end_each_async(
 
 
 def _end(session: Session, look: Look, *, commit: bool) -> None:
-    connections = connections_of(session)
     try:
+        connections = connections_of(session)
         left = Uncommitted.of(session, connections)
         commit = commit and (bool(left) or left.perhaps) and not look().failed
         engines = {connection.engine for connection in connections} if left else set()
         if commit:
             session.commit()
     finally:
-        _close(session, connections)
+        _close(session)
     if left:
         _log(left, look(), committed=commit)
         if not commit:
             _announce(engines, look())
 
 
-def _close(session: Session, connections: Sequence[Connection]) -> None:
-    """Close *session* and give back all of its *connections*, the dead ones invalidated."""
+def _close(session: Session) -> None:
+    """Close *session* and give back all of its connections, the dead ones invalidated."""
+    connections = connections_of(session)  # a commit may have begun more
     try:
         session.close()
     except DBAPIError as error:

@@ -1,4 +1,4 @@
-"""A database cluster in a folder of its own: made, owned by a user that is not root, and removed.
+"""A database cluster in its own folder: created, owned by a user other than root, and removed.
 
 PostgreSQL refuses to run as root. For root, the cluster therefore belongs to the user ``nobody``,
 and so do the processes that work on it.

@@ -12,10 +12,10 @@ import psycopg
 import psycopg.sql
 import psycopg2
 import pytest
-from flask import Flask, abort
+from flask import Flask, Response, abort
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import URL, Engine, func, insert, select, text
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy import URL, Connection, Engine, event, func, insert, select, text
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 from sa_railway import engine_options
 from sa_railway.flask import Railway
@@ -610,6 +610,56 @@ def test_leftovers_that_cannot_be_committed_fail_the_request(
 
     shop.assert_nothing_is_held()
     assert shop.names() == ["old"]
+
+
+def test_connections_that_a_commit_itself_has_begun_are_given_back_if_it_fails(
+    make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(connection: psycopg2.extensions.connection) -> None:
+        connection.rollback()
+        raise psycopg2.ProgrammingError("not today")
+
+    shop = make_shop()
+    Railway(shop.app, shop.db, leftovers="commit")
+    begun = []  # kept, as by a traceback: a connection that is collected is given back, too
+
+    @event.listens_for(shop.db.session, "after_begin")
+    def keep(_session: object, _transaction: object, connection: Connection) -> None:
+        begun.append(connection)
+
+    @shop.app.post("/orders")
+    def view() -> str:
+        leave_new(shop)
+        return "done"
+
+    with monkeypatch.context() as patch:
+        for engine in shop.engines().values():
+            patch.setattr(engine.dialect, "do_commit", refuse)
+            patch.setattr(engine.dialect, "do_rollback", refuse)
+        with pytest.raises(ProgrammingError):
+            shop.app.test_client().post("/orders")
+
+    shop.assert_nothing_is_held()
+    assert len(begun) == 2
+    assert shop.names() == ["old"]
+
+
+def test_what_a_hook_writes_after_a_request_has_failed_is_not_committed(
+    make_shop: Callable[..., Shop],
+):
+    shop = make_shop()
+    Railway(shop.app, shop.db, leftovers="commit")
+
+    @shop.app.after_request
+    def audit(response: Response) -> Response:
+        shop.db.session.add(shop.Order(name=f"answered with {response.status_code}"))
+        return response
+
+    shop.app.get("/")(lambda: "done")
+    client = shop.app.test_client()
+
+    assert [client.get(path).status_code for path in ("/", "/nothing")] == [200, 404]
+    assert shop.names() == ["old", "answered with 200"]
 
 
 def test_a_lost_connection_without_leftovers_costs_nothing_in_that_mode_either(

@@ -495,7 +495,7 @@ def test_a_prepared_statement_that_a_migration_made_stale(text):
     assert (fault.kind, fault.sqlstate, fault.transient) == ("serialization", "0A000", True)
     assert fault.advice == (
         "A migration has changed a table that a prepared statement reads: run the whole "
-        "transaction again, which prepares it again."
+        "transaction again, and the driver prepares a new one."
     )
 
 

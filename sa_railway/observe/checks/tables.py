@@ -64,7 +64,7 @@ _RIGHTS = text(
     " nspname = ANY(current_schemas(false)) ELSE nspname = :schema END LIMIT 1"
 )
 _CREATE = "Create it: sa-railway commit-marker --create."
-_REPAIR = "Make them: sa-railway commit-marker --create."
+_REPAIR = "sa-railway commit-marker --create makes them."
 
 
 def check_tables(case: Case) -> Seen:

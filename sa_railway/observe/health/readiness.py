@@ -2,7 +2,7 @@
 
 A pool that is exhausted for a moment is a queue, and a process that is taken out of service for it
 leaves its load to the next one. A pool to which nothing is returned is another matter: every
-checkout that waits for it fails. So an exhausted pool is told as such, and becomes a failure when
+checkout that waits for it fails. So an exhausted pool is reported, and becomes a failure when
 nothing has come back for as long as a checkout waits.
 """
 
