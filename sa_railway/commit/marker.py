@@ -55,6 +55,7 @@ _ANSWER_TIMEOUT = 5.0
 _PATIENCE = "1s"
 
 _HOME = "SELECT removed_before::text FROM {table} WHERE id = '{home}'"
+_FIRST_ROWS = f"{_HOME} AND EXISTS (SELECT FROM {{table}} WHERE id = '{{removed}}')"
 _INSERT = "INSERT INTO {table} (id, committed) VALUES ('{id}', true)"
 # The update changes nothing. It waits for a transaction that is still at work, and its own COMMIT
 # waits for the synchronous standbys, which then have everything that came before it, too.
@@ -135,12 +136,12 @@ class MarkerTable:
         try:
             row = self._wire.row(record, USABLE.format(name=TABLE))
             is_usable = bool(row) and row[1] == "true"
-            home = (
-                self._wire.row(record, _HOME.format(table=row[0], home=HOME)) if is_usable else None
-            )
-            if home:
-                record.info[_TABLE] = (row[0], home[0])
-                return
+            if is_usable:
+                query = _FIRST_ROWS.format(table=row[0], home=HOME, removed=REMOVED)
+                home = self._wire.row(record, query)
+                if home:
+                    record.info[_TABLE] = (row[0], home[0])
+                    return
         finally:
             self._wire.rollback(record)
         if is_usable:

@@ -135,8 +135,8 @@ class Counters:
 
     def sample(self, now: float) -> None:
         """Remember the totals, to be called before a checkout that begins *now* is counted."""
-        # Since the last checkin nothing has happened; but a connection that is out is used without
-        # a word.
+        # Since the last checkin nothing has happened, unless a connection is out: what is done with
+        # it is not counted here.
         self._samples.append((now if self.out else self.last, self.totals()))
         self.next_sample = now + self._interval
 

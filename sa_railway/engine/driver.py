@@ -98,4 +98,4 @@ def is_pooled(driver_connection: Any) -> bool:
         pid = driver_connection.get_server_pid()
     else:
         pid = getattr(getattr(driver_connection, "info", None), "backend_pid", 1)
-    return not 0 < pid <= _MAX_PID
+    return isinstance(pid, int) and not 0 < pid <= _MAX_PID

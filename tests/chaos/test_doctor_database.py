@@ -197,7 +197,7 @@ def test_a_table_of_commit_markers_without_its_first_rows(server, execute, marke
         "commit_marker is on, but public.sa_railway_commit_marker lacks its first rows"
     )
     assert first(diagnosis).fix == (
-        "Make it a table that this role can use. Make them: sa-railway commit-marker --create."
+        "Make it a table that this role can use. sa-railway commit-marker --create makes them."
     )
     url = server.url.render_as_string(hide_password=False)
     assert main(["commit-marker", "--create", url]) == 0

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine as plain_async_engine
-from within import driver_of, using
+from within import DRIVERS, driver_of, using
 
 import sa_railway
 from sa_railway import events
@@ -266,6 +266,35 @@ def test_pre_ping_off_means_no_check_at_all(postgres, seen):
 def test_the_pool_pings_as_the_profile_has_it(postgres):
     assert sa_railway.create_engine(postgres.url).pool._pre_ping is True
     assert sa_railway.create_engine(postgres.url, pre_ping=False).pool._pre_ping is False
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_nothing_is_kept_of_a_connection_that_is_gone(postgres, driver):
+    before = set(liveness._pooled)
+    made = []
+
+    def check(connection):
+        driver_connection = driver_of(connection)
+        made.append(weakref.ref(driver_connection))
+        assert set(liveness._pooled) - before == set(made)
+
+    using(postgres, driver, check)
+    gc.collect()
+
+    assert [reference() for reference in made] == [None]
+    assert set(liveness._pooled) <= before
+
+
+def test_an_engine_that_is_dropped_drops_its_connections(postgres):
+    engine = sa_railway.create_engine(postgres.url)
+    with engine.connect() as connection:
+        driver_connection = weakref.ref(driver_of(connection))
+    assert driver_connection() is not None
+
+    del engine, connection
+    gc.collect()
+
+    assert driver_connection() is None
 
 
 def test_a_connection_whose_check_fails_is_replaced_and_that_is_logged_once(

@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 import sa_railway
 from sa_railway.commit import marker
 from sa_railway.commit.decision import Outcome
-from sa_railway.commit.marker_schema import create_sql, drop_sql
+from sa_railway.commit.marker_schema import HOME, REMOVED, create_sql, drop_sql
 from sa_railway.exc import CommitOutcomeUnknownError
 from sa_railway.testing import ChaosProxy
 
@@ -334,10 +334,13 @@ def test_a_role_without_rights_is_told_at_the_first_connect(own_postgres, caplog
     ]
 
 
-def test_a_table_without_its_first_rows_is_told_at_the_first_connect(own_postgres, caplog):
+@pytest.mark.parametrize("lacking", [HOME, REMOVED])
+def test_a_table_without_a_first_row_is_told_at_the_first_connect(own_postgres, caplog, lacking):
     plain = prepare(own_postgres)
     with plain.begin() as connection:
-        connection.execute(text("DELETE FROM sa_railway_commit_marker"))
+        connection.execute(
+            text("DELETE FROM sa_railway_commit_marker WHERE id = :id"), {"id": lacking}
+        )
     engine = make(own_postgres.url, logging_name="app")
     with engine.begin() as connection:
         insert(connection)

@@ -65,9 +65,22 @@ def test_an_error_that_is_no_loss_passes_and_the_connection_is_replaced(postgres
     assert errors[0] == errors[1]
 
 
+def be_terminated(postgres, engine):
+    pid = pid_of_next(engine)
+    terminate(postgres, engine)
+    return pid
+
+
+@pytest.mark.parametrize(
+    ("spoil", "is_loss"),
+    [(be_terminated, True), (lambda _, engine: fail_transaction(engine), False)],
+    ids=["closed by the server", "failed transaction"],
+)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("driver", SYNC)
-def test_a_listener_may_call_a_ping_that_failed_a_disconnect(postgres, driver, kind):
+def test_a_listener_learns_of_a_ping_that_failed_and_may_call_that_a_disconnect(
+    postgres, driver, kind, spoil, is_loss
+):
     engine = make(kind, postgres.url_for(driver))
     seen = []
 
@@ -76,10 +89,10 @@ def test_a_listener_may_call_a_ping_that_failed_a_disconnect(postgres, driver, k
         seen.append((context.is_pre_ping, context.is_disconnect, context.engine))
         context.is_disconnect = context.is_pre_ping
 
-    pid = fail_transaction(engine)
+    pid = spoil(postgres, engine)
 
     assert pid_of_next(engine) != pid
-    assert seen == [(True, False, None)]
+    assert seen == [(True, is_loss, None)]
     engine.dispose()
 
 
@@ -107,19 +120,13 @@ def test_a_loss_that_a_listener_denies_is_still_no_connection_to_hand_out(postgr
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("driver", SYNC)
-def test_a_listener_learns_of_a_connection_that_the_server_has_closed(postgres, driver, kind):
+def test_a_connection_that_the_application_has_closed_is_replaced(postgres, driver, kind):
     engine = make(kind, postgres.url_for(driver))
-    seen = []
-
-    @event.listens_for(engine, "handle_error")
-    def note(context):
-        seen.append((context.is_pre_ping, context.is_disconnect, context.engine))
-
     pid = pid_of_next(engine)
-    terminate(postgres, engine)
+    (record,) = engine.pool._pool.queue
+    record.driver_connection.close()
 
     assert pid_of_next(engine) != pid
-    assert seen == [(True, True, None)]
     engine.dispose()
 
 

@@ -73,7 +73,15 @@ def test_a_bell_wakes_another_thread():
 
 
 @pytest.mark.parametrize(
-    ("pid", "expected"), [(1, False), (4_194_304, False), (4_194_305, True), (-17, True), (0, True)]
+    ("pid", "expected"),
+    [
+        (1, False),
+        (4_194_304, False),
+        (4_194_305, True),
+        (-17, True),
+        (0, True),
+        ("of a mock", False),
+    ],
 )
 def test_a_pid_that_no_process_can_have_is_that_of_a_pooler(pid, expected):
     assert is_pooled(SimpleNamespace(info=SimpleNamespace(backend_pid=pid))) is expected
