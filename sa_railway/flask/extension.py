@@ -149,7 +149,7 @@ def _current_session() -> OpenSession | None:
     session = state.database.current() if state is not None else None
     if session is None:
         return None
-    left = uncommitted.Uncommitted.of(session, uncommitted.connections_of(session))
+    left = uncommitted.Uncommitted.of(session)
     return OpenSession(session, is_taken=bool(left))
 
 

@@ -83,10 +83,9 @@ async def _end_each_async(
 
 def _end(session: Session, look: Look, *, commit: bool) -> None:
     try:
-        connections = connections_of(session)
-        left = Uncommitted.of(session, connections)
+        left = Uncommitted.of(session)
         commit = commit and (bool(left) or left.perhaps) and not look().failed
-        engines = {connection.engine for connection in connections} if left else set()
+        engines = {connection.engine for connection in connections_of(session)} if left else set()
         if commit:
             session.commit()
     finally:
@@ -99,13 +98,12 @@ def _end(session: Session, look: Look, *, commit: bool) -> None:
 
 def _close(session: Session) -> None:
     """Close *session* and give back all of its connections, the dead ones invalidated."""
-    connections = connections_of(session)  # a commit may have begun more
     try:
         session.close()
     except DBAPIError as error:
         logger.debug("A connection could not be rolled back: %s", error.orig)
         # close() has stopped at the first such connection; the others are still checked out
-        for connection in connections:
+        for connection in connections_of(session):
             with contextlib.suppress(DBAPIError):
                 connection.close()
             # its transaction is over now, so this only returns it, which older SQLAlchemy has not

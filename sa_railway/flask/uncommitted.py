@@ -17,8 +17,6 @@ from sqlalchemy.orm import Session
 from sa_railway.commit.sql import Writes, effects_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sqlalchemy import Connection, Engine
     from sqlalchemy.orm import SessionTransaction
 
@@ -47,13 +45,18 @@ class Uncommitted(NamedTuple):
     perhaps: bool
 
     @classmethod
-    def of(cls, session: Session, connections: Sequence[Connection]) -> Uncommitted:
-        """Look at *session*, which has *connections*; the server is not asked."""
+    def of(cls, session: Session) -> Uncommitted:
+        """Look at *session*; the server is not asked."""
+        # a connection that the caller has given to the session stays open after a commit
+        connections = connections_of(session) if session.in_transaction() else ()
         tallies = [tally for each in connections if (tally := _tallies.get(each))]
+        new, dirty, deleted = session.new, session.dirty, session.deleted
+        if not (tallies or new or dirty or deleted):  # as after most requests
+            return _NOTHING
         return cls(
-            new=len(session.new),
-            changed=sum(map(session.is_modified, session.dirty)),
-            deleted=len(session.deleted),
+            new=len(new),
+            changed=sum(map(session.is_modified, dirty)),
+            deleted=len(deleted),
             writes=sum(map(_WRITES, tallies)),
             perhaps=any(map(_PERHAPS, tallies)),
         )
@@ -68,10 +71,11 @@ class Uncommitted(NamedTuple):
         )
 
 
+_NOTHING = Uncommitted(0, 0, 0, 0, perhaps=False)
+
+
 def connections_of(session: Session) -> list[Connection]:
-    """Return the connections on which *session* has a transaction open."""
-    if not session.in_transaction():
-        return []
+    """Return the connections that *session* has begun a transaction on and not given back."""
     return [each for each in _begun.get(session, ()) if not each.closed]
 
 

@@ -537,6 +537,18 @@ def test_a_failed_request_is_rolled_back_without_a_warning(
     shop.assert_nothing_is_held()
 
 
+def test_what_was_committed_on_a_connection_of_the_caller_is_not_left(
+    shop: Shop, logged: Callable[[], list[tuple[str, str]]]
+):
+    insertion = insert(shop.Order).values(name="new")
+    with shop.engines()[None].connect() as connection, shop.app.app_context():
+        shop.db.session.execute(insertion, bind_arguments={"bind": connection})
+        shop.db.session.commit()
+
+    assert logged() == []
+    assert shop.names() == ["old", "new"]
+
+
 # --- leftovers="commit" ---
 
 
