@@ -20,7 +20,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 import sa_railway
-from sa_railway.observe.health import respond
+from sa_railway.health import respond
 from sa_railway.testing import ChaosProxy, TemporaryPostgres
 
 PROBES = 200

@@ -13,7 +13,7 @@ from sa_railway.plugin import create_engine
 if TYPE_CHECKING:
     from sa_railway.asyncio import create_async_engine
     from sa_railway.config.budget import ConnectionBudget, plan_budget
-    from sa_railway.observe.health import HealthReport, check_health
+    from sa_railway.health import HealthReport, check_health
     from sa_railway.recovery.retry import retry
     from sa_railway.recovery.transaction import run_transaction
     from sa_railway.recovery.wait import wait_for_database
@@ -43,8 +43,8 @@ __all__ = [
 # Not every program needs these, and what they import takes a while.
 _LAZY = {
     "ConnectionBudget": "sa_railway.config.budget",
-    "HealthReport": "sa_railway.observe.health",
-    "check_health": "sa_railway.observe.health",
+    "HealthReport": "sa_railway.health",
+    "check_health": "sa_railway.health",
     "create_async_engine": "sa_railway.asyncio",
     "plan_budget": "sa_railway.config.budget",
     "retry": "sa_railway.recovery.retry",

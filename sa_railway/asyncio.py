@@ -29,7 +29,7 @@ from sa_railway.recovery.transaction import check_bind, end_reading, listening, 
 from sa_railway.recovery.wait import Progress, Wait
 
 if TYPE_CHECKING:
-    from sa_railway.observe.health import HealthReport
+    from sa_railway.health import HealthReport
 
 __all__ = ["check_health", "create_async_engine", "run_transaction", "wait_for_database"]
 
@@ -238,6 +238,6 @@ async def _engine_for(target: str | URL | AsyncEngine | None) -> AsyncIterator[A
 
 async def check_health(engine: AsyncEngine) -> HealthReport:
     """Do what ``sa_railway.check_health()`` does, for asyncio."""
-    from sa_railway.observe.health import check_health_async  # with the page; few programs ask
+    from sa_railway.health import check_health_async  # with the page; few programs ask
 
     return await check_health_async(engine)

@@ -132,9 +132,9 @@ class RailwayPlugin(CreateEnginePlugin):
 def _listen_if_asked(engine: Engine, profile: Profile) -> None:
     """Attach what few programs ask for; it is imported by those only."""
     if profile.metrics:
-        from sa_railway.engine import counting
+        from sa_railway.metrics import collect
 
-        counting.listen(engine, profile)
+        collect.listen(engine, profile)
     if profile.resolve_commit or profile.commit_marker:
         from sa_railway.commit import resolver
 

@@ -24,8 +24,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from sa_railway import normalize_url
-from sa_railway.observe.doctor import examine
-from sa_railway.observe.report import render
+from sa_railway.doctor.examine import examine
+from sa_railway.doctor.text import render
 
 SECRET = MARK
 SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "doctor.schema.json").read_text())

@@ -28,13 +28,13 @@ from sa_railway.config.budget import count_processes, plan_budget
 from sa_railway.config.masking import masked
 from sa_railway.config.profile import load_profile
 from sa_railway.config.url import find_url
+from sa_railway.doctor.progress import has_rich, shown_progress
 from sa_railway.exc import ConfigurationError, NotReadyError
 from sa_railway.faults import classify, first_line
-from sa_railway.observe.progress import has_rich, shown_progress
 from sa_railway.recovery.wait import wait_for_database
 
 if TYPE_CHECKING:
-    from sa_railway.observe.findings import Diagnosis
+    from sa_railway.doctor.findings import Diagnosis
 
 __all__ = ["main"]
 
@@ -210,10 +210,10 @@ def _add_scale(parser: argparse.ArgumentParser) -> None:
 
 def _doctor(options: argparse.Namespace) -> int:
     if options.explain is not None:
-        from sa_railway.observe.explanation import explain
+        from sa_railway.doctor.explanation import explain
 
         return _OK if explain(options.explain, _width(), as_json=options.json) else _NOT_OK
-    from sa_railway.observe.doctor import examine
+    from sa_railway.doctor.examine import examine
 
     with shown_progress() as progress:
         diagnosis = examine(
@@ -234,11 +234,11 @@ def _print_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(diagnosis.as_dict(), indent=2))
     elif sys.stdout.isatty() and has_rich():
-        from sa_railway.observe.screen import show
+        from sa_railway.doctor.screen import show
 
         show(diagnosis)
     else:
-        from sa_railway.observe.report import render
+        from sa_railway.doctor.text import render
 
         print(render(diagnosis, _width()))
 
@@ -264,8 +264,8 @@ def _add_url(subparsers: Any) -> None:
 
 
 def _url(options: argparse.Namespace) -> int:
-    from sa_railway.observe.report import render_pairs
-    from sa_railway.observe.sources import as_dict, describe, look_up
+    from sa_railway.doctor.sources import as_dict, describe, look_up
+    from sa_railway.doctor.text import render_pairs
 
     sources = look_up(os.environ, unpooled=options.unpooled)
     if options.json:

@@ -7,7 +7,7 @@ import logging
 
 from flask import Flask, Response, current_app, request
 
-from sa_railway.observe.access import (
+from sa_railway.config.token import (
     TOKEN_SETTING,
     configured_token,
     may_see,

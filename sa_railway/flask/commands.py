@@ -92,8 +92,8 @@ def _chosen(engines: Mapping[str, Engine], name: str) -> Engine:
 
 
 def _examine(engine: Engine, name: str, tables: tuple[str, ...], *, as_json: bool) -> int:
-    from sa_railway.observe.doctor import examine
-    from sa_railway.observe.report import render
+    from sa_railway.doctor.examine import examine
+    from sa_railway.doctor.text import render
 
     profile = profile_of(engine)
     diagnosis = examine(engine.url, giver=f"bind {name}", profile=profile, tables=tables)

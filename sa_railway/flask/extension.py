@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from flask import current_app, has_app_context
 
-from sa_railway.engine import counting
 from sa_railway.engine.profiles import has_plugin, profile_of
 from sa_railway.exc import ConfigurationError
 from sa_railway.flask import circumstances, uncommitted
@@ -18,6 +17,7 @@ from sa_railway.flask.database import Database, database_of, teardown_before
 from sa_railway.flask.health import PREFIX_SETTING, add_routes, checked_prefix
 from sa_railway.flask.metrics import PATH_SETTING, add_route, checked_path
 from sa_railway.flask.teardown import end_sessions
+from sa_railway.metrics import collect
 from sa_railway.recovery.sessions import OpenSession, add_source
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Railway:
             for name, engine in state.engines().items():
                 _warn_if_unprotected(app, state.database, name, engine)
                 uncommitted.watch(engine)
-                counting.listen(engine, profile_of(engine))
+                collect.listen(engine, profile_of(engine))
         app.extensions["railway"] = state
         circumstances.watch(app, always=state.leftovers == "commit")
         add_source(_current_session)

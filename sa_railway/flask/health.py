@@ -11,7 +11,7 @@ from flask import Response, request
 
 from sa_railway.exc import ConfigurationError
 from sa_railway.flask.access import allowed, refusal
-from sa_railway.observe.health import endpoints
+from sa_railway.health import endpoints
 
 if TYPE_CHECKING:
     from flask import Flask

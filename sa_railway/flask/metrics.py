@@ -40,12 +40,12 @@ def add_route(app: Flask, path: str) -> None:
         ConfigurationError: *app* has a view for it already.
         ImportError: ``prometheus_client`` is not installed.
     """
-    from sa_railway.observe import prometheus  # an extra
+    from sa_railway.metrics import prometheus  # an extra
 
     if any(rule.rule == path for rule in app.url_map.iter_rules()):
         raise ConfigurationError(
             f"Flask app {app.name!r} answers {path} already; set {PATH_SETTING} to another path, "
-            "or add the metrics to your own page with sa_railway.observe.prometheus.expose()"
+            "or add the metrics to your own page with sa_railway.metrics.prometheus.expose()"
         )
 
     def metrics() -> Response:

@@ -83,7 +83,7 @@ def watch(engine: Engine) -> None:
     """Count what sessions write through *engine*; may be called twice.
 
     A listener to an event of the engine would cost every ``Connection`` some 20 microseconds, so
-    the methods of the dialect are surrounded, as in ``sa_railway.engine.counting``.
+    the methods of the dialect are surrounded, as in ``sa_railway.metrics.collect``.
     """
     dialect: Any = engine.dialect
     if dialect in _watched:

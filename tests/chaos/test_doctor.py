@@ -26,8 +26,8 @@ from marked import MarkedPostgres
 from sqlalchemy import event, text
 from sqlalchemy.pool import Pool
 
-from sa_railway.observe.checks import CHECKS, sessions
-from sa_railway.observe.findings import Outcome, Severity
+from sa_railway.doctor.checks import CHECKS, sessions
+from sa_railway.doctor.findings import Outcome, Severity
 from sa_railway.testing import ChaosProxy
 
 # of a certificate authority that has signed nothing

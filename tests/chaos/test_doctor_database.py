@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from sa_railway.cli import main
 from sa_railway.commit.marker_schema import create_sql
-from sa_railway.observe.findings import Outcome, Severity
+from sa_railway.doctor.findings import Outcome, Severity
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from fix_missing import need
 from marked import MarkedPostgres
 from sqlalchemy import URL
 
-from sa_railway.observe.findings import Outcome
+from sa_railway.doctor.findings import Outcome
 
 LIBPQ = ["psycopg2", "psycopg"]
 

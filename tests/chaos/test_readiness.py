@@ -19,10 +19,10 @@ from sqlalchemy import event, text
 import sa_railway
 from sa_railway import engine_options
 from sa_railway.flask import Railway
-from sa_railway.observe.health.asgi import HealthApp
-from sa_railway.observe.health.endpoints import respond
-from sa_railway.observe.health.probe import recent_probes, start_probe, start_probe_in_loop
-from sa_railway.observe.health.report import Status, check_health, check_health_async
+from sa_railway.health.asgi import HealthApp
+from sa_railway.health.endpoints import respond
+from sa_railway.health.probe import recent_probes, start_probe, start_probe_in_loop
+from sa_railway.health.report import Status, check_health, check_health_async
 from sa_railway.testing import ChaosProxy
 
 NO_CONNECTION = "No connection to the server was made within {} s."

@@ -33,11 +33,11 @@ import sa_railway
 import sa_railway.asyncio
 from sa_railway import events, retry, run_transaction, wait_for_database
 from sa_railway.cli import main
+from sa_railway.doctor.examine import examine
+from sa_railway.doctor.text import render
+from sa_railway.health.endpoints import respond
 from sa_railway.logs import json_formatter
-from sa_railway.observe import prometheus
-from sa_railway.observe.doctor import examine
-from sa_railway.observe.health.endpoints import respond
-from sa_railway.observe.report import render
+from sa_railway.metrics import prometheus
 from sa_railway.testing import ChaosProxy
 
 PASSWORD = MARK.join(

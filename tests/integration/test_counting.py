@@ -11,7 +11,7 @@ from sqlalchemy import URL, Engine, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 import sa_railway
-from sa_railway.observe.metrics import snapshot, window
+from sa_railway.metrics.snapshot import snapshot, window
 from sa_railway.testing import TemporaryPostgres
 
 Make = Callable[..., Engine]

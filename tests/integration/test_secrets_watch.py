@@ -23,7 +23,7 @@ from flask import Flask
 from marked import MARK
 
 from sa_railway import events, exc
-from sa_railway.observe.findings import Finding
+from sa_railway.doctor.findings import Finding
 
 PRINT = "import os; print(os.environ['SECRET'])"
 ENVIRONMENT = {**os.environ, "SECRET": f"x{MARK}y"}

@@ -21,15 +21,15 @@ from sqlalchemy import URL, make_url
 
 from sa_railway import database_url, exc
 from sa_railway.commit import resolver
-from sa_railway.observe import sources
-from sa_railway.observe.case import Address, Case, NotRunError
-from sa_railway.observe.checks import CHECKS, KINDS, configuration, names, network, server
-from sa_railway.observe.doctor import examine
-from sa_railway.observe.explanation import find_kinds
-from sa_railway.observe.findings import Diagnosis, Kind, Outcome, Result, Severity
-from sa_railway.observe.redaction import redacted
-from sa_railway.observe.report import more, render, render_kinds, render_pairs
-from sa_railway.observe.screen import show
+from sa_railway.doctor import sources
+from sa_railway.doctor.case import Address, Case, NotRunError
+from sa_railway.doctor.checks import CHECKS, KINDS, configuration, names, network, server
+from sa_railway.doctor.examine import examine
+from sa_railway.doctor.explanation import find_kinds
+from sa_railway.doctor.findings import Diagnosis, Kind, Outcome, Result, Severity
+from sa_railway.doctor.redaction import redacted
+from sa_railway.doctor.screen import show
+from sa_railway.doctor.text import more, render, render_kinds, render_pairs
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCHEMA = json.loads((DOCS / "doctor.schema.json").read_text())

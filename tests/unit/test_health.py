@@ -12,15 +12,15 @@ from sqlalchemy import QueuePool, text
 
 import sa_railway.asyncio
 from sa_railway import Profile
-from sa_railway.engine.counters import counters_of
 from sa_railway.engine.leaks import Hold
 from sa_railway.exc import ConfigurationError
-from sa_railway.observe.health import pool as pool_module
-from sa_railway.observe.health.pool import PoolState
-from sa_railway.observe.health.probe import Probe, ServerFacts
-from sa_railway.observe.health.report import HealthReport, Status, check_health
-from sa_railway.observe.health.rules import Facts, Recommendation, Severity, in_words, judge
-from sa_railway.observe.metrics import Processes, Window
+from sa_railway.health import pool as pool_module
+from sa_railway.health.pool import PoolState
+from sa_railway.health.probe import Probe, ServerFacts
+from sa_railway.health.report import HealthReport, Status, check_health
+from sa_railway.health.rules import Facts, Recommendation, Severity, in_words, judge
+from sa_railway.metrics.counters import counters_of
+from sa_railway.metrics.snapshot import Processes, Window
 
 SERVER = ServerFacts(version="17.2", max_connections=100, connections=10, idle_in_transaction=0)
 POOL = PoolState(size=5, checked_out=3, idle=2, overflow=0, max_overflow=10)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from sa_railway import Profile
-from sa_railway.observe.health import rules
-from sa_railway.observe.health.readiness import Readiness
-from sa_railway.observe.health.report import HealthReport
+from sa_railway.health import rules
+from sa_railway.health.readiness import Readiness
+from sa_railway.health.report import HealthReport
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "health.md").read_text()
 

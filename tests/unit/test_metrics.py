@@ -23,13 +23,13 @@ from sqlalchemy.pool import NullPool
 
 import sa_railway
 from sa_railway import engine_options, events
-from sa_railway.engine import counters as counters_module
-from sa_railway.engine.counters import Counters
-from sa_railway.engine.fields import COUNTS, field
 from sa_railway.exc import ConfigurationError
 from sa_railway.flask import Railway
-from sa_railway.observe import prometheus
-from sa_railway.observe.metrics import Histogram, Snapshot, Window, snapshot, window
+from sa_railway.metrics import counters as counters_module
+from sa_railway.metrics import prometheus
+from sa_railway.metrics.counters import Counters
+from sa_railway.metrics.definitions import COUNTS, field
+from sa_railway.metrics.snapshot import Histogram, Snapshot, Window, snapshot, window
 
 Make = Callable[..., Engine]
 
@@ -593,7 +593,7 @@ def test_a_registry_may_be_given_the_metrics_twice(make: Make, tmp_path: Path):
 PROGRAMS = {
     "the default registry": """
 from prometheus_client import REGISTRY, generate_latest
-from sa_railway.observe import prometheus
+from sa_railway.metrics import prometheus
 prometheus.expose()
 for body in (generate_latest(REGISTRY), prometheus.render()[1]):
     print(body.count(b"# TYPE sa_railway_queries_total counter"))
@@ -602,10 +602,10 @@ for body in (generate_latest(REGISTRY), prometheus.render()[1]):
 import sys
 sys.modules["prometheus_client"] = None
 try:
-    import sa_railway.observe.prometheus
+    import sa_railway.metrics.prometheus
 except ImportError as error:
     print(*error.__notes__)
-import sa_railway.observe.metrics
+import sa_railway.metrics.snapshot
 """,
 }
 
@@ -708,5 +708,5 @@ def test_a_page_of_the_applications_own_is_not_hidden():
 
     assert str(caught.value) == (
         "Flask app 'shop' answers /metrics already; set RAILWAY_METRICS to another path, or add "
-        "the metrics to your own page with sa_railway.observe.prometheus.expose()"
+        "the metrics to your own page with sa_railway.metrics.prometheus.expose()"
     )

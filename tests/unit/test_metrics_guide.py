@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from sa_railway import events
-from sa_railway.observe.prometheus import render
+from sa_railway.metrics.prometheus import render
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 METRIC = r"sa_railway_\w+"

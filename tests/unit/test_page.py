@@ -10,9 +10,9 @@ import pytest
 
 from sa_railway import Profile
 from sa_railway.engine.leaks import Hold
-from sa_railway.observe.health.history import RoundTrip
-from sa_railway.observe.health.page import Subject, render
-from sa_railway.observe.health.plots import (
+from sa_railway.health.history import RoundTrip
+from sa_railway.health.page import Subject, render
+from sa_railway.health.plots import (
     gauge,
     nice_ceiling,
     pool_picture,
@@ -20,11 +20,11 @@ from sa_railway.observe.health.plots import (
     rate_plot,
     round_trip_plot,
 )
-from sa_railway.observe.health.pool import PoolState
-from sa_railway.observe.health.probe import ServerFacts
-from sa_railway.observe.health.report import HealthReport, Status
-from sa_railway.observe.health.rules import Recommendation, Severity
-from sa_railway.observe.metrics import Processes, Window
+from sa_railway.health.pool import PoolState
+from sa_railway.health.probe import ServerFacts
+from sa_railway.health.report import HealthReport, Status
+from sa_railway.health.rules import Recommendation, Severity
+from sa_railway.metrics.snapshot import Processes, Window
 
 VOID = {"meta", "link"}
 POOL = PoolState(size=5, checked_out=3, idle=1, overflow=0, max_overflow=10, waiting=0)

@@ -12,10 +12,10 @@ from sqlalchemy.pool import QueuePool
 
 import sa_railway
 from sa_railway.engine.profiles import profile_of
-from sa_railway.observe.health.history import round_trips, statements
-from sa_railway.observe.health.pool import PoolState
-from sa_railway.observe.health.probe import recent_probes, start_probe
-from sa_railway.observe.metrics import Window
+from sa_railway.health.history import round_trips, statements
+from sa_railway.health.pool import PoolState
+from sa_railway.health.probe import recent_probes, start_probe
+from sa_railway.metrics.snapshot import Window
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_container_that_allows_no_thread_is_told(engine, monkeypatch):
 FORK = """
 import os, sys
 import sa_railway
-from sa_railway.observe.health.probe import recent_probes, start_probe
+from sa_railway.health.probe import recent_probes, start_probe
 
 engine = sa_railway.create_engine(f"sqlite:///{sys.argv[1]}", probe_cache=3600.0, metrics=True)
 parents = start_probe(engine).wait()
@@ -159,7 +159,7 @@ def test_the_statements_of_the_last_minutes_in_parts(engine):
 
 def test_the_round_trips_of_the_last_minutes(engine, monkeypatch):
     probe = start_probe(engine).wait()
-    monkeypatch.setattr("sa_railway.observe.health.history.time.time", lambda: probe.time + 100)
+    monkeypatch.setattr("sa_railway.health.history.time.time", lambda: probe.time + 100)
 
     (trip,) = round_trips(engine, 300.0)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sa_railway.engine import shared
-from sa_railway.engine.shared import SharedNumbers
+from sa_railway.metrics import shared_memory
+from sa_railway.metrics.shared_memory import SharedNumbers
 
 FIELDS = ("open", "count")
 
@@ -51,7 +51,7 @@ class Child:
         os.waitpid(self.pid, 0)
 """
 NUMBERS = """
-from sa_railway.engine.shared import SharedNumbers
+from sa_railway.metrics.shared_memory import SharedNumbers
 
 def end(values):
     values[0] = 0.0
@@ -217,7 +217,7 @@ SPAWNED = """
 import multiprocessing
 import sqlalchemy
 import sa_railway
-from sa_railway.observe.metrics import snapshot
+from sa_railway.metrics.snapshot import snapshot
 
 
 def query(path):
@@ -229,8 +229,8 @@ def query(path):
 
 if __name__ == "__main__":
     import json, sys
-    from sa_railway.engine.counters import read_all
-    from sa_railway.engine.fields import FIELDS
+    from sa_railway.metrics.counters import read_all
+    from sa_railway.metrics.definitions import FIELDS
 
     query(sys.argv[1])
     child = multiprocessing.get_context(sys.argv[2]).Process(target=query, args=(sys.argv[1],))
@@ -280,7 +280,7 @@ def test_more_names_than_there_is_room_for_count_in_private(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level("INFO")
-    monkeypatch.setattr(shared, "_BLOCKS", 2)
+    monkeypatch.setattr(shared_memory, "_BLOCKS", 2)
     own = numbers()
     for name in "abc":
         own.claim(name)[1] += 1
@@ -296,8 +296,8 @@ def test_more_processes_than_there_is_room_for_count_in_private():
         """
 import logging
 logging.basicConfig(format='"%(message)s"', stream=sys.stdout)
-from sa_railway.engine import shared
-shared._SLOTS = 1
+from sa_railway.metrics import shared_memory
+shared_memory._SLOTS = 1
 """
         + NUMBERS
         + """
@@ -342,9 +342,9 @@ show()
 ENGINE = """
 import sqlalchemy
 import sa_railway
-from sa_railway.engine.counters import read_all
-from sa_railway.engine.fields import FIELDS, gauges
-from sa_railway.observe.metrics import snapshot
+from sa_railway.metrics.counters import read_all
+from sa_railway.metrics.definitions import FIELDS, gauges
+from sa_railway.metrics.snapshot import snapshot
 
 engine = sa_railway.create_engine(f"sqlite:///{sys.argv[1]}", pool_size=2, metrics=True)
 
@@ -400,7 +400,7 @@ def test_the_pools_of_all_living_processes_are_summed_up(engine_program: str):
         engine_program
         + """
 from dataclasses import asdict
-from sa_railway.observe.metrics import processes
+from sa_railway.metrics.snapshot import processes
 
 query()
 

@@ -4,9 +4,9 @@ import pytest
 from sqlalchemy.pool import QueuePool
 
 import sa_railway
-from sa_railway.observe.health import readiness as readiness_module
-from sa_railway.observe.health.probe import Probe
-from sa_railway.observe.health.readiness import Readiness, readiness
+from sa_railway.health import readiness as readiness_module
+from sa_railway.health.probe import Probe
+from sa_railway.health.readiness import Readiness, readiness
 
 
 @pytest.fixture

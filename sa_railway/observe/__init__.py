@@ -1,1 +1,0 @@
-"""What an operator sees: metrics, health, and the endpoints that show them."""
