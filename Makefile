@@ -13,7 +13,7 @@ MINUTES := 20
 SEED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint bench soak model downstream applications test-sa20 clean
+.PHONY: help test demo lint bench soak model downstream applications test-sa20 docs clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ lint: .venv/.installed  ## check style, types and the direction of imports
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv-docs/.installed  ## build the documentation: docs/build/index.html
+	.venv-docs/bin/sphinx-build -q -W --keep-going docs docs/build
 
 bench: .venv/.installed  ## run all measurements
 	@for script in $(MEASUREMENTS); do echo "==> $$script"; $(BIN)/python $$script || exit; done
@@ -54,9 +57,10 @@ test-sa20: .venv-sa20/.installed  ## run the tests, but for e2e, on SQLAlchemy 2
 EVENTLET := "tests/e2e/test_servers.py::test_no_request_fails_with_the_connections_that_it_would_have_used[gunicorn eventlet]"
 
 clean:  ## remove the virtual environments and caches
-	rm -rf .venv .venv-* .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf docs/build .venv .venv-* .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 .venv/.installed: packages := --group dev
+.venv-docs/.installed: packages := --group docs
 .venv-downstream/.installed: packages := --group tests Flask-Migrate mock
 .venv-applications/.installed: packages := --group tests mlflow-skinny Flask-Migrate celery optuna fastapi uvicorn
 .venv-sa20/.installed: packages := --group tests 'SQLAlchemy<2.1' 'gunicorn<24'

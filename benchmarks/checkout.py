@@ -98,11 +98,11 @@ def measure_all(rounds: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--write", action="store_true", help="update README.md")
+    parser.add_argument("--write", action="store_true", help="update docs/behaviour.md")
     arguments = parser.parse_args()
     rows = measure_all(arguments.rounds)
     if arguments.write:
-        put("checkout", "\n".join(rows), "README.md")
+        put("checkout", "\n".join(rows), "docs/behaviour.md")
 
 
 if __name__ == "__main__":

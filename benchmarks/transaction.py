@@ -3,7 +3,7 @@
     python benchmarks/transaction.py [--rounds 30] [--write]
 
 Beside ``with engine.begin()``, which can neither run a transaction again nor tell what became of a
-lost COMMIT. ``--write`` puts the table into docs/transactions.md and README.md.
+lost COMMIT. ``--write`` puts the table into docs/transactions.md and docs/behaviour.md.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def main() -> None:
                 rows.append(asyncio.run(measure(driver, url, kind, options.rounds)))
                 print(rows[-1], flush=True)
     if options.write:
-        put("cost", "\n".join(rows), "docs/transactions.md", "README.md")
+        put("cost", "\n".join(rows), "docs/transactions.md", "docs/behaviour.md")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the README promises to an application that is there already, and what to turn off."""
+"""What the book promises to an application that is there already, and what to turn off."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sa_railway import engine_options
 from sa_railway.flask import Railway
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
 
 
-def section(heading: str) -> str:
-    return README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+def section(page: str, heading: str) -> str:
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    return text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
 
 
-APPLICATION = section("I already have an application")
+APPLICATION = section("flask", "I already have an application")
 (CODE,) = re.findall(r"```python\n(.*?)```", APPLICATION, re.S)
 PARTS = re.findall(r"^\| (.+?) \| (.+?) \|$", APPLICATION, re.M)[2:]
 
@@ -44,7 +44,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
         for name, value in {**environment(url), **variables}.items():
             monkeypatch.setenv(name, value)
         names = {"__name__": "example"}
-        exec(compile(CODE, "README.md", "exec"), names)
+        exec(compile(CODE, "docs/flask.md", "exec"), names)
         return names
 
     return load
@@ -149,7 +149,7 @@ def test_the_endpoints_can_be_left_out(
 
 
 def test_the_line_of_the_log_is_what_is_printed(database_url: URL, tmp_path: Path):
-    shown = section("See that it works")
+    shown = section("start", "See that it works")
     (code,) = re.findall(r"```python\n(.*?)```", shown, re.S)
     (expected,) = re.findall(r"```\n(INFO .*?)```", shown, re.S)
 

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-PAGES = README + (ROOT / "docs" / "transactions.md").read_text()
+NAMES = (
+    "README",
+    *(f"docs/{name}" for name in ("flask", "servers", "start", "scripts", "transactions")),
+)
+PAGES = "".join((ROOT / f"{name}.md").read_text() for name in NAMES)
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
 PRINTED = {
     "SELECT 'connected'": "connected\n",

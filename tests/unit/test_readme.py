@@ -1,4 +1,4 @@
-"""The README says what the code does."""
+"""The README and the book say what the code does."""
 
 import inspect
 import re
@@ -14,6 +14,8 @@ from sa_railway.config.profile import PROFILES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_table_of_options_is_that_of_the_profile():
@@ -25,12 +27,12 @@ def test_the_table_of_options_is_that_of_the_profile():
         for knob in fields(Profile)
         if knob.name != "name"
     ]
-    table = README.split("<!-- options -->")[1].split("<!-- /options -->")[0]
+    table = CONFIGURATION.split("<!-- options -->")[1].split("<!-- /options -->")[0]
 
     assert table.strip().splitlines()[2:] == expected
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize("path", PAGES)
 def test_no_table_waits_to_be_written(path):
     """Those between marks are written by benchmarks and by tests/commit_model.py."""
     for name, content in re.findall(
@@ -42,14 +44,32 @@ def test_no_table_waits_to_be_written(path):
 
 
 def test_every_profile_is_named():
-    table = README.split("| profile | differs from `web` |")[1].split("\n\n")[0]
+    table = CONFIGURATION.split("| profile | differs from `web` |")[1].split("\n\n")[0]
 
     assert {name for name in PROFILES if f"`{name}`" in table} == set(PROFILES)
 
 
-def test_the_commands_it_names_exist():
-    for path in re.findall(r"(?:tests|benchmarks|examples|docs)/[\w./]+", README):
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_the_files_it_names_exist(page):
+    for path in re.findall(
+        r"(?<![\w/])(?:tests|benchmarks|examples|docs)/[\w./]+", page.read_text()
+    ):
         assert (ROOT / path.rstrip(".")).exists(), path
+
+
+def test_every_page_is_in_the_book():
+    listed = re.findall(r"^([a-z]+)$", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE)
+
+    assert sorted(listed) == sorted(page.stem for page in PAGES[1:] if page.stem != "index")
+
+
+def test_every_public_name_is_in_the_reference():
+    reference = (ROOT / "docs" / "api.md").read_text()
+    named = re.findall(
+        r"auto(?:function|class|module):: sa_railway\.(\w+)$", reference, re.MULTILINE
+    )
+
+    assert set(sa_railway.__all__) <= set(named)
 
 
 def test_versions_agree():

@@ -37,7 +37,7 @@ SETTING = Kind(
     Severity.ERROR,
     "A setting cannot be used: <message>",
     "Every engine of this application fails with the same error when it is made.",
-    "Correct the variable, or remove it; the README has a table of them.",
+    "Correct the variable, or remove it; the page on configuration has a table of them.",
 )
 NO_URL = Kind(
     "no-url",
