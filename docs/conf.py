@@ -1,6 +1,7 @@
 """How Sphinx builds the book: `make docs`."""
 
 import importlib.metadata
+import logging
 
 project = "sa_railway"
 author = "the developers of sa_railway"
@@ -14,3 +15,6 @@ html_title = "sa_railway"
 autodoc_typehints = "none"  # the signature shows them
 autodoc_member_order = "bysource"
 napoleon_use_ivar = True
+
+# it announces its plugins to a logger that Sphinx shows
+logging.getLogger("alembic").setLevel(logging.WARNING)

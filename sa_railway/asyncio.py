@@ -52,7 +52,7 @@ def create_async_engine(
 
     Returns:
         SQLAlchemy's own ``AsyncEngine``. Nothing is connected yet. For one event loop; a forked
-        child may use it in a loop of its own.
+        child may use it in its own loop.
 
     Raises:
         ConfigurationError: the URL, the profile or an override cannot be used.
@@ -220,7 +220,7 @@ async def wait_for_database(
 
 @asynccontextmanager
 async def _engine_for(target: str | URL | AsyncEngine | None) -> AsyncIterator[AsyncEngine]:
-    """Yield *target*, or an engine of its own, which is disposed of in the end."""
+    """Yield *target*, or a new engine, which is disposed of in the end."""
     if isinstance(target, AsyncEngine):
         yield target
         return

@@ -127,7 +127,7 @@ def on_starting(server: Any) -> None:
     kind = cfg.worker_class_str
     threads = f", threads in each: {cfg.threads}" if kind in ("sync", "gthread") else ""
     server.log.info(
-        "sa_railway: workers: %d (%s)%s; every worker has connection pools of its own",
+        "sa_railway: workers: %d (%s)%s; every worker has its own connection pools",
         cfg.workers,
         kind,
         threads,
@@ -267,10 +267,10 @@ def _end(word: _Word, status: int | None) -> tuple[int, str]:
         return logging.INFO, "left in good order"
     if word & _Word.STARTED:
         return logging.ERROR, (
-            "was killed without a word: by a SIGKILL (out of memory, or graceful_timeout was "
+            "was killed without notice: by a SIGKILL (out of memory, or graceful_timeout was "
             "over), or by a crash"
         )
     return logging.WARNING, (
-        "ended without a word; how can be told if post_fork and worker_exit of sa_railway.gunicorn "
-        "are hooks, too"
+        "ended without notice; how it ended is known only if post_fork and worker_exit of "
+        "sa_railway.gunicorn are hooks, too"
     )

@@ -1,8 +1,8 @@
 """Show an application with and without the package while its server fails: python examples/demo.
 
-The same application runs three times, each under a Gunicorn of its own and with a configuration of
-its own. All three use one throwaway PostgreSQL through one proxy and so meet the same faults at the
-same time, while requests come in.
+The same application runs three times, each with its own Gunicorn and configuration. All three use
+one throwaway PostgreSQL through one proxy and so meet the same faults at the same time, while
+requests come in.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def plan_budget(
 
     Args:
         replicas: containers of the service. Railway tells none of them how many there are.
-        processes: processes with a pool of their own in each, such as Gunicorn's workers.
+        processes: processes, each with its own pool, such as Gunicorn's workers.
         pool_size: of each pool.
         max_overflow: of each pool.
         overlap: how many deployments run at the same time. 2 because Railway starts the new one

@@ -68,7 +68,7 @@ def engine_options(
 
     Args:
         url: the database; None looks for it in the environment as ``database_url()`` does.
-        profile: a named profile or one of your own; None takes the one that the URL names as its
+        profile: a named profile or one that you made; None takes the one that the URL names as its
             ``railway_profile``, or else ``web``.
         environ: the variables to read, ``SA_RAILWAY_*`` among them; None reads those of the
             process.

@@ -217,7 +217,7 @@ def _outside(places: list[Place]) -> list[Place]:
     """Return *places* from the first one that is the application's."""
     is_inner = [code.co_filename.startswith(_INNER) for code, _ in places]
     for index, (code, _) in enumerate(places):
-        # what SQLAlchemy 2.0 makes up has no name of its own, and only SQLAlchemy calls it
+        # what SQLAlchemy 2.0 makes up has no name, and only SQLAlchemy calls it
         is_made_up = code.co_filename == "<string>" and any(is_inner[index + 1 : index + 2])
         if not is_inner[index] and not is_made_up:
             return places[index:]

@@ -128,7 +128,7 @@ _POOLER_WAITS = (
     "at the pooler's log and the server's."
 )
 
-# By SQLSTATE, by its class where all that is not listed is alike, or by a name of our own in
+# By SQLSTATE, by its class where all that is not listed is alike, or by our own name in
 # lower case for what no server said. A code that is not found by either is permanent.
 CONDITIONS: dict[str, Condition] = {
     # 08 connection exception

@@ -121,7 +121,7 @@ TEXTS: tuple[tuple[str, str], ...] = (
     # asyncpg says this of any answer but yes, also of the error of a server that is restarted
     ("rejected ssl upgrade", "tls-refused"),
     # a connection that is lost
-    ("(edbhandlerexited)", "lost"),  # Supavisor, of its own connection to the server
+    ("(edbhandlerexited)", "lost"),  # Supavisor, about its own connection to the server
     ("no message from the libpq", "out-of-step"),
     ("lost synchronization", "out-of-step"),
     ("from command ", "out-of-step"),  # received 0 results, unexpected result

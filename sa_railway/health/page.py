@@ -1,7 +1,7 @@
 """The health page: one HTML document that needs nothing but itself.
 
-It can be read without JavaScript, on a telephone and in the dark; with JavaScript it draws itself
-anew. Style and script stand in page.css and page.js, and go into the document.
+It can be read without JavaScript, on a telephone and in the dark; with JavaScript it updates
+itself. Style and script stand in page.css and page.js, and go into the document.
 """
 
 from __future__ import annotations
@@ -299,7 +299,7 @@ def _footer(subjects: Mapping[str, Subject]) -> str:
     return (
         f'<footer class="soft"><p>Process {report.process}{where} answered at '
         f'<time datetime="{report.time.isoformat()}">{report.time:%H:%M:%S} UTC</time>. '
-        f"{since}Every worker process has a pool and counts of its own.</p></footer>"
+        f"{since}Every worker process has its own pool and counts.</p></footer>"
     )
 
 

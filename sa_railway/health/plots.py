@@ -1,4 +1,4 @@
-"""The pictures of the health page: inline SVG, without a script, a font or a style of their own.
+"""The pictures of the health page: inline SVG, without a script, a font or a style.
 
 A plot is stretched to the width of the page, so it holds no text; what is written beside it is
 HTML. Colours are those of the page: every shape has a class and no ``style``, which the page's

@@ -1,8 +1,8 @@
 """Ask the server, within a deadline, on a connection that is not the pool's.
 
 A probe through the pool waits while the pool is exhausted, and says of a pool what was asked of a
-server. So each probe opens a connection of its own, closes it, and lets all callers meanwhile and a
-moment later share the answer. It runs in a thread of its own, because nothing else bounds the
+server. So each probe opens a separate connection, closes it, and lets all callers meanwhile and a
+moment later share the answer. It runs in a separate thread, because nothing else bounds the
 lookup of a name, or a connect to a host with several addresses; a caller waits for it until the
 deadline, and not longer. A probe that is still stuck then is not doubled.
 

@@ -54,7 +54,7 @@ class HealthReport:
         server: None if it did not answer, or tells nothing of itself, as all but PostgreSQL.
         round_trip: seconds for a ``SELECT 1``; None if the server did not answer.
         metrics: the counters of this engine since the process began.
-        process: the id of this process: every worker has a pool, a window and counters of its own.
+        process: the id of this process: every worker has its own pool, window and counters.
         time: when this was, in UTC.
         since: when this process began to count.
         processes: what the pools of all processes have together; None if nothing is counted.

@@ -101,7 +101,7 @@ def wait_for_database(
 
 @contextmanager
 def _engine_for(target: str | URL | Engine | None) -> Iterator[Engine]:
-    """Yield *target*, or an engine of its own, which is disposed of in the end."""
+    """Yield *target*, or a new engine, which is disposed of in the end."""
     if isinstance(target, Engine):
         yield target
         return

@@ -1,4 +1,4 @@
-"""Break the database of your own application in your own tests.
+"""Break the database of your application in your tests.
 
 ``TemporaryPostgres`` is a server to start, stop, freeze and throw away; ``ChaosProxy`` stands
 between a client and its server and disturbs what they say to each other.

@@ -73,7 +73,7 @@ class Cluster:
     def is_ready(self, pid: int) -> bool:
         """Return whether the postmaster *pid* accepts connections.
 
-        It says so in a file of its own, so no other server that has its port can be taken for it.
+        It says so in its own file, so no other server that has its port can be taken for it.
         """
         try:
             lines = (self._data / "postmaster.pid").read_text().splitlines()

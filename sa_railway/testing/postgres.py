@@ -48,7 +48,7 @@ StopMode = Literal["smart", "fast", "immediate"]
 
 
 class TemporaryPostgres:
-    """A server of its own on 127.0.0.1, with the superuser and the database ``postgres``.
+    """A separate server on 127.0.0.1, with the superuser and the database ``postgres``.
 
     Use it as a context manager, or call ``start()`` and ``close()``. Should the process die first,
     be it by ``SIGKILL``, the server and its data go all the same; a forked child that lives longer

@@ -42,7 +42,7 @@ class ChaosProxy:
             with proxy.cut(before="COMMIT"), pytest.raises(OperationalError):
                 save_order(engine)
 
-    It listens from the moment it is made, in a daemon thread of its own, until ``close()`` or the
+    It listens from the moment it is made, in its own daemon thread, until ``close()`` or the
     end of the ``with`` block. Each fault is a method that switches it on and returns a handle; the
     fault ends with ``handle.remove()``, with the ``with`` block that the handle is used in, or with
     ``restore()``. Faults add up. When a method returns, the fault is on for all connections that it

@@ -199,7 +199,7 @@ class Relay:
         family, address = self._address
         server = socket.socket(family, socket.SOCK_STREAM)
         _prepare(server)
-        server.connect_ex(address)  # how that went is told by the first send or receive
+        server.connect_ex(address)  # the first send or receive shows how that went
         return server
 
     def _stop(self) -> None:

@@ -242,7 +242,7 @@ SLEEPING = " WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'"
         (
             "SIGKILL",
             "ERROR",
-            "was killed without a word: by a SIGKILL (out of memory, or graceful_timeout was "
+            "was killed without notice: by a SIGKILL (out of memory, or graceful_timeout was "
             "over), or by a crash",
         ),
         (
@@ -321,5 +321,5 @@ def test_the_module_alone_is_a_configuration(start_gunicorn: Start):
     assert server.lines()[1] == (
         "INFO",
         "sa_railway: workers: 1 (sync), threads in each: 1; "
-        "every worker has connection pools of its own",
+        "every worker has its own connection pools",
     )

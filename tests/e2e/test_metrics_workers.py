@@ -246,7 +246,7 @@ def test_on_railway_gunicorn_logs_json_to_stdout(start_gunicorn: Start):
     lines = [json.loads(line) for line in server.output.read_text().splitlines()]
     assert {line["logger"] for line in lines} == {"gunicorn.error", "sa_railway.plugin"}
     assert {
-        "message": f"sa_railway: worker (pid:{worker}) was killed without a word: by a SIGKILL "
+        "message": f"sa_railway: worker (pid:{worker}) was killed without notice: by a SIGKILL "
         "(out of memory, or graceful_timeout was over), or by a crash",
         "level": "error",
     } in [{"message": line["message"], "level": line["level"]} for line in lines]

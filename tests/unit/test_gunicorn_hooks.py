@@ -144,7 +144,7 @@ def test_the_start_describes_the_configuration(
     hooks.on_starting(make_server(**settings))
 
     assert logged() == [
-        ("INFO", f"sa_railway: {described}; every worker has connection pools of its own")
+        ("INFO", f"sa_railway: {described}; every worker has its own connection pools")
     ]
 
 
@@ -377,14 +377,14 @@ BLOCKED = (
             start,
             False,
             "ERROR",
-            "was killed without a word: by a SIGKILL (out of memory, or graceful_timeout was "
+            "was killed without notice: by a SIGKILL (out of memory, or graceful_timeout was "
             "over), or by a crash",
         ),
         (
             say_nothing,
             False,
             "WARNING",
-            "ended without a word; how can be told if post_fork and worker_exit of "
+            "ended without notice; how it ended is known only if post_fork and worker_exit of "
             "sa_railway.gunicorn are hooks, too",
         ),
     ],
@@ -467,7 +467,7 @@ def test_a_worker_that_a_sigkill_has_ended_was_killed(
 
     ((level, text),) = logged()
     assert level == "ERROR"
-    assert text.startswith("sa_railway: worker (pid:77) was killed without a word: by a SIGKILL")
+    assert text.startswith("sa_railway: worker (pid:77) was killed without notice: by a SIGKILL")
 
 
 def test_the_arbiter_still_has_the_status_of_a_worker_in_a_variable_of_that_name():

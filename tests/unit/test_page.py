@@ -96,8 +96,7 @@ def test_what_a_healthy_page_says():
         "Server 14 connections, of 97 PostgreSQL 17.2 idle in a transaction for over 1 minute 0 "
         "Counters of this process reconnections, last 5 minutes 0 rollbacks, last 5 minutes 0 "
         "queries 12,345 "
-        "Process 4711 answered at 03:04:05 UTC . Every worker process has a pool and counts of "
-        "its own."
+        "Process 4711 answered at 03:04:05 UTC . Every worker process has its own pool and counts."
     )
 
 
@@ -127,7 +126,7 @@ def test_the_page_names_the_application_since_when_it_counts_and_what_holds_conn
     ) in page.text
     assert page.text.endswith(
         "Process 4711 answered at 03:04:05 UTC . It has counted since 2026-01-01 02:03:04 UTC. "
-        "Every worker process has a pool and counts of its own."
+        "Every worker process has its own pool and counts."
     )
 
 

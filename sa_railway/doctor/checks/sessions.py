@@ -64,7 +64,7 @@ FORGOTTEN = Kind(
     Severity.NOTE,
     "<count> idle for over <minutes> minutes: <sessions>",
     "A pool keeps its connections open also when there is no work, and a client that has vanished "
-    "without a word stays connected until TCP keepalives of the server find out.",
+    "without notice stays connected until TCP keepalives of the server find out.",
     "If connections are scarce, let pools release them: SA_RAILWAY_IDLE_RELEASE=300.",
 )
 
