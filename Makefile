@@ -13,7 +13,7 @@ MINUTES := 20
 SEED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint bench soak model downstream applications test-sa20 docs clean
+.PHONY: help test demo lint bench soak model downstream applications test-sa20 docs dist clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,14 +24,18 @@ test: .venv/.installed  ## run all tests: unit, integration, chaos, e2e
 demo: .venv/.installed  ## show an application with and without the package while its server fails
 	$(BIN)/python examples/demo
 
-lint: .venv/.installed  ## check style, types and the direction of imports
+lint: .venv/.installed  ## check style, types, the direction of imports, and the workflows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 docs: .venv-docs/.installed  ## build the documentation: docs/build/index.html
 	.venv-docs/bin/sphinx-build -q -W --keep-going docs docs/build
+
+dist: .venv-dist/.installed  ## build the distributions twice, compare them, and try the wheel
+	.venv-dist/bin/python .ci/dist.py dist
 
 bench: .venv/.installed  ## run all measurements
 	@for script in $(MEASUREMENTS); do echo "==> $$script"; $(BIN)/python $$script || exit; done
@@ -57,9 +61,10 @@ test-sa20: .venv-sa20/.installed  ## run the tests, but for e2e, on SQLAlchemy 2
 EVENTLET := "tests/e2e/test_servers.py::test_no_request_fails_with_the_connections_that_it_would_have_used[gunicorn eventlet]"
 
 clean:  ## remove the virtual environments and caches
-	rm -rf docs/build .venv .venv-* .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf dist docs/build .venv .venv-* .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 .venv/.installed: packages := --group dev
+.venv-dist/.installed: packages := --group dist
 .venv-docs/.installed: packages := --group docs
 .venv-downstream/.installed: packages := --group tests Flask-Migrate mock
 .venv-applications/.installed: packages := --group tests mlflow-skinny Flask-Migrate celery optuna fastapi uvicorn
