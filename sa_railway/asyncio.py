@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 import sqlalchemy.ext.asyncio
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
     AsyncEngine,
     AsyncSession,
     async_scoped_session,
@@ -21,6 +22,7 @@ from sqlalchemy.pool import NullPool
 from sa_railway.config.drivers import choose_driver, naming_extras
 from sa_railway.config.options import engine_options
 from sa_railway.config.profile import Profile
+from sa_railway.config.settings import ProfileName, Settings
 from sa_railway.config.url import find_url
 from sa_railway.exc import ConfigurationError
 from sa_railway.recovery.gate import Gate
@@ -34,10 +36,14 @@ if TYPE_CHECKING:
 __all__ = ["check_health", "create_async_engine", "run_transaction", "wait_for_database"]
 
 Result = TypeVar("Result")
+Session = TypeVar("Session", bound=AsyncSession)
 
 
 def create_async_engine(
-    url: str | URL | None = None, *, profile: str | Profile | None = None, **overrides: Any
+    url: str | URL | None = None,
+    *,
+    profile: ProfileName | Profile | None = None,
+    **overrides: Unpack[Settings],
 ) -> AsyncEngine:
     """Create an asyncio engine whose connections survive.
 
@@ -63,8 +69,30 @@ def create_async_engine(
         return sqlalchemy.ext.asyncio.create_async_engine(target, **options)
 
 
+@overload
 async def run_transaction(
-    transactor: AsyncEngine | async_sessionmaker[Any] | async_scoped_session[Any] | AsyncSession,
+    transactor: AsyncEngine,
+    callback: Callable[[AsyncConnection], Awaitable[Result]],
+    *,
+    timeout: float = ...,
+    isolation_level: str | None = ...,
+    writes: bool | None = ...,
+) -> Result: ...
+
+
+@overload
+async def run_transaction(
+    transactor: async_sessionmaker[Session] | async_scoped_session[Session] | Session,
+    callback: Callable[[Session], Awaitable[Result]],
+    *,
+    timeout: float = ...,
+    isolation_level: str | None = ...,
+    writes: bool | None = ...,
+) -> Result: ...
+
+
+async def run_transaction(
+    transactor: Any,
     callback: Callable[[Any], Awaitable[Result]],
     *,
     timeout: float = 30.0,

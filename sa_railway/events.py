@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar, overload
 
 __all__ = [
     "BreakerClosed",
@@ -180,7 +181,8 @@ class LeakReturned(Event):
     seconds: float
 
 
-Subscriber = Callable[[Event], object]
+_Kind = TypeVar("_Kind", bound=Event)
+Subscriber = Callable[[Any], object]
 Subscription = tuple[Subscriber, tuple[type[Event], ...]]
 
 _lock = threading.Lock()
@@ -189,6 +191,26 @@ _hearers: Mapping[type[Event], tuple[Subscriber, ...]] = {}
 heard: set[type[Event]] = set()
 """The kinds that have a subscriber. What is costly to build is not built of the others."""
 _failed: set[int] = set()
+
+
+@overload
+def subscribe(subscriber: Callable[[Event], object]) -> Callable[[], None]: ...
+
+
+@overload
+def subscribe(
+    subscriber: Callable[[_Kind], object], kind: type[_Kind], /
+) -> Callable[[], None]: ...
+
+
+@overload
+def subscribe(
+    subscriber: Callable[[Any], object],
+    first: type[Event],
+    second: type[Event],
+    /,
+    *others: type[Event],
+) -> Callable[[], None]: ...
 
 
 def subscribe(subscriber: Subscriber, *kinds: type[Event]) -> Callable[[], None]:

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import sqlalchemy
 from sqlalchemy import URL, Engine, event
@@ -24,6 +24,7 @@ from sa_railway.config.drivers import (
 from sa_railway.config.options import complete_arguments, engine_options
 from sa_railway.config.parse import parse_url, plugin_parameters, profile_named_in
 from sa_railway.config.profile import Profile, load_profile
+from sa_railway.config.settings import ProfileName, Settings
 from sa_railway.config.url import find_url
 from sa_railway.engine import attempt, disconnect, fork, keepalive, lifetime, liveness
 from sa_railway.engine.connect import Patience
@@ -164,7 +165,10 @@ def _check_arguments(kwargs: Mapping[str, Any]) -> None:
 
 
 def create_engine(
-    url: str | URL | None = None, *, profile: str | Profile | None = None, **overrides: Any
+    url: str | URL | None = None,
+    *,
+    profile: ProfileName | Profile | None = None,
+    **overrides: Unpack[Settings],
 ) -> Engine:
     """Create an engine whose connections survive.
 

@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Unpack
 
 from sqlalchemy import URL
 from sqlalchemy.pool import QueuePool
@@ -22,19 +22,13 @@ from sa_railway.config.drivers import (
 )
 from sa_railway.config.parse import profile_named_in
 from sa_railway.config.profile import Profile, load_profile, suggest
+from sa_railway.config.settings import EngineArguments, ProfileName, Settings
 from sa_railway.config.url import find_url
 from sa_railway.exc import ConfigurationError
 
 __all__ = ["CONNECT_TIMEOUTS", "complete_arguments", "engine_options"]
 
-# What create_engine() and create_async_engine() take, but for the arguments that are fields of a
-# profile or belong to the dialect.
-_ENGINE_ARGUMENTS = frozenset(
-    {"async_creator", "connect_args", "creator", "echo", "echo_pool", "enable_from_linting"}
-    | {"execution_options", "future", "hide_parameters", "logging_name", "module", "plugins"}
-    | {"pool", "poolclass", "pool_logging_name", "pool_reset_on_return", "pool_use_lifo"}
-    | {"pool_events", "query_cache_size"}
-)
+_ENGINE_ARGUMENTS = frozenset(EngineArguments.__annotations__) - {"pool_pre_ping"}  # see _split()
 
 _MYSQL_TIMEOUTS = dict.fromkeys(
     ("mysqldb", "pymysql", "asyncmy", "aiomysql", "mariadbconnector"), "connect_timeout"
@@ -56,9 +50,9 @@ _SQLITE_BUSY = 10.0  # seconds to wait for another writer; twice what sqlite3 do
 def engine_options(
     url: str | URL | None = None,
     *,
-    profile: str | Profile | None = None,
+    profile: ProfileName | Profile | None = None,
     environ: Mapping[str, str] | None = None,
-    **overrides: Any,
+    **overrides: Unpack[Settings],
 ) -> dict[str, Any]:
     """Return the arguments of ``create_engine()`` for a database.
 
@@ -85,9 +79,8 @@ def engine_options(
     environ = os.environ if environ is None else environ
     target = choose_driver(find_url(url, environ=environ))
     knobs, given = _split(overrides, target)
-    if profile is None:
-        profile = profile_named_in(target) or "web"
-    resolved = load_profile(profile, knobs, environ)
+    named = profile_named_in(target) or "web" if profile is None else profile
+    resolved = load_profile(named, knobs, environ)
     pool = _pool_arguments(target, resolved, given, is_async=False)
     given |= {name: value for name, value in pool.items() if name in knobs}
     if "pool_pre_ping" in overrides:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from flask import current_app, has_app_context
 
@@ -32,7 +32,7 @@ __all__ = ["Railway"]
 
 logger = logging.getLogger("sa_railway.flask")
 
-_LEFTOVERS = ("rollback", "commit")
+Leftovers = Literal["rollback", "commit"]
 
 
 class Railway:
@@ -64,7 +64,7 @@ class Railway:
         app: Flask | None = None,
         db: SQLAlchemy | None = None,
         *,
-        leftovers: str = "rollback",
+        leftovers: Leftovers = "rollback",
         health: str | None = "/health",
         metrics: str | None = None,
     ) -> None:
@@ -165,7 +165,7 @@ def _warn_if_unprotected(app: Flask, database: Database, name: str, engine: Engi
 
 def _checked(name: str, value: object) -> str:
     """Return *value* if the setting *name* may have it."""
-    if value not in _LEFTOVERS:
+    if value not in get_args(Leftovers):
         raise ConfigurationError(f"{name} is {value!r}; allowed: 'rollback', 'commit'")
     return str(value)
 

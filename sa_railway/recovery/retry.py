@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overload
 
 import tenacity
 
@@ -32,7 +32,7 @@ def retry(function: Callable[P, R], /) -> Callable[P, R]: ...
 
 @overload
 def retry(
-    preset: str = ...,
+    preset: Literal["query", "startup"] = ...,
     /,
     *,
     attempts: int | None = ...,

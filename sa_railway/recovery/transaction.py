@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError
@@ -26,10 +26,33 @@ from sa_railway.recovery.replay import Replay
 __all__ = ["check_bind", "end_reading", "listening", "run_transaction", "session_listeners"]
 
 Result = TypeVar("Result")
+AnySession = TypeVar("AnySession", bound=Session)
+
+
+@overload
+def run_transaction(
+    transactor: Engine,
+    callback: Callable[[Connection], Result],
+    *,
+    timeout: float = ...,
+    isolation_level: str | None = ...,
+    writes: bool | None = ...,
+) -> Result: ...
+
+
+@overload
+def run_transaction(
+    transactor: sessionmaker[AnySession] | scoped_session[AnySession] | AnySession,
+    callback: Callable[[AnySession], Result],
+    *,
+    timeout: float = ...,
+    isolation_level: str | None = ...,
+    writes: bool | None = ...,
+) -> Result: ...
 
 
 def run_transaction(
-    transactor: Engine | sessionmaker[Any] | scoped_session[Any] | Session,
+    transactor: Any,
     callback: Callable[[Any], Result],
     *,
     timeout: float = 30.0,
