@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
@@ -20,7 +21,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.pool import NullPool
 
 from sa_railway.config.drivers import choose_driver, naming_extras
-from sa_railway.config.options import engine_options
+from sa_railway.config.options import options_for
 from sa_railway.config.profile import Profile
 from sa_railway.config.settings import ProfileName, Settings
 from sa_railway.config.url import find_url
@@ -65,7 +66,7 @@ def create_async_engine(
     """
     target = choose_driver(find_url(url), asyncio=True)
     with naming_extras():
-        options = engine_options(target, profile=profile, **overrides)
+        options = options_for(target, profile, os.environ, overrides)
         return sqlalchemy.ext.asyncio.create_async_engine(target, **options)
 
 

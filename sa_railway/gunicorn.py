@@ -38,7 +38,7 @@ from sa_railway.config.profile import load_profile
 from sa_railway.config.url import on_railway
 from sa_railway.engine.fork import after_fork_in_child, engines
 from sa_railway.engine.guard import guarded
-from sa_railway.engine.naming import engine_name
+from sa_railway.engine.state import engine_name
 from sa_railway.engine.stopping import watch
 from sa_railway.exc import ConfigurationError
 from sa_railway.logs import logging_config

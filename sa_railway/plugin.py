@@ -21,15 +21,14 @@ from sa_railway.config.drivers import (
     naming_extras,
     spell_query,
 )
-from sa_railway.config.options import complete_arguments, engine_options
+from sa_railway.config.options import complete_arguments, options_for
 from sa_railway.config.parse import parse_url, plugin_parameters, profile_named_in
 from sa_railway.config.profile import Profile, load_profile
 from sa_railway.config.settings import ProfileName, Settings
 from sa_railway.config.url import find_url
 from sa_railway.engine import attempt, disconnect, fork, keepalive, lifetime, liveness
 from sa_railway.engine.connect import Patience
-from sa_railway.engine.naming import engine_name
-from sa_railway.engine.profiles import remember_profile
+from sa_railway.engine.state import engine_name, remember
 from sa_railway.exc import ConfigurationError
 
 __all__ = ["RailwayPlugin", "create_engine"]
@@ -111,7 +110,7 @@ class RailwayPlugin(CreateEnginePlugin):
         """Attach the behaviours."""
         if not self._leads:
             return
-        remember_profile(engine, self._profile)
+        remember(engine, self._profile)
         fork.listen(engine)
         if engine.dialect.driver == "asyncpg":  # several hosts are joined beneath the statements
             attempt.surround(engine)
@@ -186,7 +185,7 @@ def create_engine(
     """
     target = choose_driver(find_url(url))
     with naming_extras():
-        options = engine_options(target, profile=profile, **overrides)
+        options = options_for(target, profile, os.environ, overrides)
         return sqlalchemy.create_engine(target, **options)
 
 

@@ -18,8 +18,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from sa_railway.commit.sql import effects_of, ends_transaction
 from sa_railway.engine.guard import guarded
-from sa_railway.engine.naming import engine_name
-from sa_railway.engine.profiles import fault_kinds_of
+from sa_railway.engine.state import engine_name, fault_kinds_of
 from sa_railway.exc import CommitOutcomeUnknownError
 from sa_railway.faults import FaultKind, classify
 from sa_railway.faults.origin import is_of_database, members

@@ -33,7 +33,7 @@ from sa_railway.commit.wire import is_lost, sqlstate_of
 from sa_railway.commit.work import Work, is_idle, work_on
 from sa_railway.config.profile import Profile
 from sa_railway.engine.guard import guarded
-from sa_railway.engine.naming import engine_name
+from sa_railway.engine.state import engine_name
 from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError
 from sa_railway.faults import FaultKind, classify
 from sa_railway.faults.origin import is_of_database, severity_of

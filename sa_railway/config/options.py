@@ -26,7 +26,7 @@ from sa_railway.config.settings import EngineArguments, ProfileName, Settings
 from sa_railway.config.url import find_url
 from sa_railway.exc import ConfigurationError
 
-__all__ = ["CONNECT_TIMEOUTS", "complete_arguments", "engine_options"]
+__all__ = ["CONNECT_TIMEOUTS", "complete_arguments", "engine_options", "options_for"]
 
 _ENGINE_ARGUMENTS = frozenset(EngineArguments.__annotations__) - {"pool_pre_ping"}  # see _split()
 
@@ -78,19 +78,42 @@ def engine_options(
     """
     environ = os.environ if environ is None else environ
     target = choose_driver(find_url(url, environ=environ))
-    knobs, given = _split(overrides, target)
-    named = profile_named_in(target) or "web" if profile is None else profile
+    return options_for(target, profile, environ, overrides)
+
+
+def options_for(
+    url: URL,
+    profile: str | Profile | None,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Do what ``engine_options()`` does, for a URL that has been found and has a driver."""
+    knobs, given = _split(overrides, url)
+    named = profile_named_in(url) or "web" if profile is None else profile
     resolved = load_profile(named, knobs, environ)
-    pool = _pool_arguments(target, resolved, given, is_async=False)
+    pool = _pool_arguments(url, resolved, given, is_async=False)
     given |= {name: value for name, value in pool.items() if name in knobs}
     if "pool_pre_ping" in overrides:
         given["pool_pre_ping"] = resolved.pre_ping
+    arguments = complete_arguments(url, resolved, given, generated={}, is_async=False)
     return {
-        **complete_arguments(target, resolved, given, generated={}, is_async=False),
+        **arguments,
         "plugins": _with_plugin(given.get("plugins", ())),
         "railway_profile": resolved,
-        "railway_generated": complete_arguments(target, resolved, {}, generated={}, is_async=False),
+        "railway_generated": _without(arguments, given),
     }
+
+
+def _without(arguments: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy *arguments* but for those that were *given*, also within ``connect_args``."""
+    generated = {name: value for name, value in arguments.items() if name not in given}
+    in_given = given.get("connect_args") or {}
+    connect_args = {
+        name: _fresh(value)
+        for name, value in arguments.get("connect_args", {}).items()
+        if name not in in_given
+    }
+    return {**generated, "connect_args": connect_args} if connect_args else generated
 
 
 def complete_arguments(

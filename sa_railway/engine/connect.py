@@ -23,7 +23,7 @@ from sa_railway.config.profile import Profile
 from sa_railway.engine.attempt import came_from_driver
 from sa_railway.engine.breaker import Breaker
 from sa_railway.engine.guard import guarded
-from sa_railway.engine.naming import engine_name
+from sa_railway.engine.state import engine_name
 from sa_railway.engine.stopping import is_stopping, watch
 from sa_railway.engine.waiting import backoff_delay, is_impatient, parts, running_loop, sleeper
 from sa_railway.exc import DatabaseUnavailableError

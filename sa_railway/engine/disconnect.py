@@ -25,7 +25,7 @@ from sqlalchemy.util import queue
 from sa_railway import events
 from sa_railway.config.profile import Profile
 from sa_railway.engine.guard import guarded
-from sa_railway.engine.naming import engine_name
+from sa_railway.engine.state import engine_name
 from sa_railway.exc import RailwayError
 from sa_railway.faults import FaultKind, classify
 from sa_railway.faults.origin import is_of_database, severity_of

@@ -27,8 +27,8 @@ from sqlalchemy import Engine, event
 
 from sa_railway import events
 from sa_railway.engine.guard import guarded
-from sa_railway.engine.naming import engine_name
 from sa_railway.engine.rounds import Rounds
+from sa_railway.engine.state import engine_name
 
 __all__ = ["Hold", "listen", "longest_holds"]
 

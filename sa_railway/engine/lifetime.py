@@ -21,9 +21,9 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sa_railway import events
 from sa_railway.config.profile import Profile
 from sa_railway.engine.guard import guarded
-from sa_railway.engine.naming import engine_name
 from sa_railway.engine.native import Lock
 from sa_railway.engine.rounds import Rounds
+from sa_railway.engine.state import engine_name
 
 __all__ = ["listen"]
 

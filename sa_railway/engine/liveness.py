@@ -33,7 +33,7 @@ from sa_railway import events
 from sa_railway.config.profile import Profile
 from sa_railway.engine import native, process
 from sa_railway.engine.driver import bytes_received, descriptor_of, is_pooled, shut_down
-from sa_railway.engine.naming import engine_name
+from sa_railway.engine.state import engine_name
 from sa_railway.engine.waiting import running_loop
 from sa_railway.engine.watchdog import limit
 from sa_railway.faults import FaultKind, classify

@@ -16,7 +16,7 @@ import click
 from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 
-from sa_railway.engine.profiles import profile_of
+from sa_railway.engine.state import profile_of
 from sa_railway.exc import ConfigurationError, NotReadyError
 from sa_railway.faults import classify, first_line
 from sa_railway.recovery.wait import wait_for_database

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from flask import current_app, has_app_context
 
-from sa_railway.engine.profiles import has_plugin, profile_of
+from sa_railway.engine.state import has_plugin, profile_of
 from sa_railway.exc import ConfigurationError
 from sa_railway.flask import circumstances, uncommitted
 from sa_railway.flask.access import check_token

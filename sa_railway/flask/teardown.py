@@ -12,7 +12,7 @@ from flask import current_app
 from sqlalchemy.exc import DBAPIError
 
 from sa_railway import events
-from sa_railway.engine.naming import engine_name
+from sa_railway.engine.state import engine_name
 from sa_railway.flask.circumstances import Circumstances
 from sa_railway.flask.uncommitted import Uncommitted, connections_of
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine
 
 from sa_railway.config.token import configured_token, may_see, refusal_text
-from sa_railway.engine.profiles import profile_of
+from sa_railway.engine.state import profile_of
 from sa_railway.health.history import round_trips, statements
 from sa_railway.health.page import Subject, content_security_policy, render
 from sa_railway.health.probe import Probe, start_probe

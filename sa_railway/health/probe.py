@@ -32,7 +32,7 @@ from sqlalchemy.util import greenlet_spawn
 from sa_railway.config.profile import Profile
 from sa_railway.engine import process
 from sa_railway.engine.native import Lock
-from sa_railway.engine.profiles import profile_of
+from sa_railway.engine.state import profile_of
 from sa_railway.engine.waiting import attempt_limit, is_impatient
 from sa_railway.engine.watchdog import Patience, limit
 from sa_railway.faults import FaultKind, classify

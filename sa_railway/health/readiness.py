@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from sa_railway.engine.profiles import profile_of
+from sa_railway.engine.state import profile_of
 from sa_railway.health.pool import PoolState
 from sa_railway.health.probe import Probe
 from sa_railway.metrics.snapshot import snapshot

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
-from sa_railway.engine.profiles import profile_of
+from sa_railway.engine.state import profile_of
 from sa_railway.health.pool import PoolState
 from sa_railway.health.probe import Probe, ServerFacts, start_probe, start_probe_in_loop
 from sa_railway.health.rules import Facts, Recommendation, Severity, judge

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine, Pool, QueuePool
 
 from sa_railway.engine import process
-from sa_railway.engine.naming import engine_name
+from sa_railway.engine.state import engine_name
 from sa_railway.metrics.definitions import FAILURES, FIELDS, field, settle
 from sa_railway.metrics.shared_memory import Block, SharedNumbers
 

@@ -21,8 +21,7 @@ from sa_railway.commit.decision import Outcome
 from sa_railway.commit.resolver import CommitState, committing, watch_commit
 from sa_railway.commit.sql import Writes, ends_transaction
 from sa_railway.commit.work import Work, is_idle, work_on
-from sa_railway.engine.naming import engine_name
-from sa_railway.engine.profiles import fault_kinds_of
+from sa_railway.engine.state import engine_name, fault_kinds_of
 from sa_railway.engine.stopping import is_stopping
 from sa_railway.engine.waiting import backoff_delay
 from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError

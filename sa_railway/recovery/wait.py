@@ -24,7 +24,7 @@ from sqlalchemy.pool import NullPool
 from sa_railway.config.options import CONNECT_TIMEOUTS
 from sa_railway.config.url import find_url
 from sa_railway.engine.attempt import limit_of
-from sa_railway.engine.naming import engine_name
+from sa_railway.engine.state import engine_name
 from sa_railway.engine.stopping import is_stopping, watch
 from sa_railway.engine.waiting import backoff_delay, is_impatient
 from sa_railway.engine.watchdog import limit

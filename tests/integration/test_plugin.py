@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 import sa_railway
 from sa_railway.config import drivers
 from sa_railway.engine import fork, liveness
-from sa_railway.engine.profiles import has_plugin, profile_of
+from sa_railway.engine.state import has_plugin, profile_of
 from sa_railway.exc import ConfigurationError
 
 

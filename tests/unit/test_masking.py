@@ -6,7 +6,7 @@ from marked import MARK
 from sqlalchemy import URL, make_url
 
 from sa_railway.config.masking import masked
-from sa_railway.engine.naming import engine_name
+from sa_railway.engine.state import engine_name
 
 SHOWN = [
     (f"postgresql://u:{MARK}@h/d", "postgresql://u:***@h/d"),

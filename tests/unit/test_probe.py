@@ -11,7 +11,7 @@ from sqlalchemy import NullPool, event, text
 from sqlalchemy.pool import QueuePool
 
 import sa_railway
-from sa_railway.engine.profiles import profile_of
+from sa_railway.engine.state import profile_of
 from sa_railway.health.history import round_trips, statements
 from sa_railway.health.pool import PoolState
 from sa_railway.health.probe import recent_probes, start_probe
