@@ -6,11 +6,11 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 import sqlalchemy.ext.asyncio
-from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import URL, Connection
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -20,6 +20,10 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.pool import NullPool
 
+# Not in SQLAlchemy's documentation, but the only way to run its synchronous half with a callback.
+# tests/chaos/test_transaction.py fails when they move.
+from sqlalchemy.util import await_only, greenlet_spawn
+
 from sa_railway.config.drivers import choose_driver, naming_extras
 from sa_railway.config.options import options_for
 from sa_railway.config.profile import Profile
@@ -28,7 +32,7 @@ from sa_railway.config.url import find_url
 from sa_railway.exc import ConfigurationError
 from sa_railway.recovery.gate import Gate
 from sa_railway.recovery.replay import Replay
-from sa_railway.recovery.transaction import check_bind, end_reading, listening, session_listeners
+from sa_railway.recovery.transaction import with_engine, with_open_session
 from sa_railway.recovery.wait import Progress, Wait
 
 if TYPE_CHECKING:
@@ -117,55 +121,44 @@ async def run_transaction(
         Exception: as there.
     """
     replay = Replay(callback, timeout, isolation_level, writes, is_async=True)
-    attempt: Callable[[Replay], Awaitable[Result]] = _attempt_for(transactor)
+    attempt = _attempt_for(transactor)
     while True:
         try:
-            return await attempt(replay)
+            result: Result = await attempt(replay)
         except Exception as error:
             delay = replay.delay_after(error)
             if delay is None:
                 raise
+        else:
+            return result
         await asyncio.sleep(delay)
 
 
 def _attempt_for(transactor: object) -> Callable[[Replay], Awaitable[Any]]:
     """Return the coroutine function that makes one attempt with *transactor*."""
     if isinstance(transactor, AsyncEngine):
-        return lambda replay: _with_engine(transactor, replay)
+        return partial(_with_engine, transactor)
     if isinstance(transactor, async_sessionmaker):
-        return lambda replay: _with_new_session(transactor, replay)
+        return partial(_with_new_session, transactor)
     if isinstance(transactor, async_scoped_session):
         return lambda replay: _with_open_session(transactor(), replay)
     if isinstance(transactor, AsyncSession):
-        return lambda replay: _with_open_session(transactor, replay)
+        return partial(_with_open_session, transactor)
     raise ConfigurationError(
         f"transactor is of type {type(transactor).__name__}; allowed: an AsyncEngine, an "
         "async_sessionmaker, an async_scoped_session, or an AsyncSession"
     )
 
 
+# Each attempt is that of sa_railway.recovery.transaction, in a greenlet as everything that
+# SQLAlchemy does for asyncio; it awaits the callback, which gets the asyncio twin.
+
+
 async def _with_engine(engine: AsyncEngine, replay: Replay) -> Any:
-    connection = await engine.connect()
-    try:
-        if replay.isolation_level:
-            await connection.execution_options(isolation_level=replay.isolation_level)
-        transaction = await connection.begin()
-        with (
-            replay.calling(),
-            listening(connection.sync_connection, commit=replay.refuse_commit),
-        ):
-            await connection.run_sync(replay.watch)
-            result = await replay.callback(connection)
-        with replay.committing(is_active=transaction.is_active):
-            await transaction.commit()
-        return result
-    finally:
-        try:
-            await connection.close()
-        except (DBAPIError, OSError):
-            if not connection.closed:
-                await connection.invalidate()
-                await connection.close()
+    def callback(connection: Connection) -> Any:
+        return await_only(replay.callback(AsyncConnection(engine, connection)))
+
+    return await greenlet_spawn(with_engine, engine.sync_engine, replay, callback)
 
 
 async def _with_new_session(factory: async_sessionmaker[Any], replay: Replay) -> Any:
@@ -177,30 +170,10 @@ async def _with_new_session(factory: async_sessionmaker[Any], replay: Replay) ->
 
 
 async def _with_open_session(session: AsyncSession, replay: Replay) -> Any:
-    check_bind(session.sync_session.bind)
-    await session.run_sync(end_reading)
-    with listening(session.sync_session, **session_listeners(replay)):
-        try:
-            transaction = session.sync_session.begin()
-            with replay.calling():
-                if replay.isolation_level:
-                    options = {"isolation_level": replay.isolation_level}
-                    await session.connection(execution_options=options)
-                result = await replay.callback(session)
-            is_active = session.sync_session.get_transaction() is transaction
-            with replay.committing(is_active=is_active):
-                await session.commit()
-        except BaseException:
-            await _roll_back(session)
-            raise
-        return result
+    def callback(_: object) -> Any:
+        return await_only(replay.callback(session))
 
-
-async def _roll_back(session: AsyncSession) -> None:
-    try:
-        await session.rollback()
-    except (DBAPIError, OSError):
-        await session.invalidate()
+    return await session.run_sync(with_open_session, replay, callback)
 
 
 async def wait_for_database(

@@ -3,7 +3,7 @@
 A transaction that failed before its COMMIT has changed nothing, so it can be run again if the
 failure is one that passes. What became of a COMMIT whose answer was lost is found out by
 ``sa_railway.commit.resolver``, and what to do next is decided by ``sa_railway.recovery.replay``.
-This does the work; ``sa_railway.asyncio`` does it with ``await``.
+This does the work; ``sa_railway.asyncio`` runs it in a greenlet.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sa_railway.exc import ConfigurationError
 from sa_railway.recovery.objects import NewObjects
 from sa_railway.recovery.replay import Replay
 
-__all__ = ["check_bind", "end_reading", "listening", "run_transaction", "session_listeners"]
+__all__ = ["run_transaction", "with_engine", "with_open_session"]
 
 Result = TypeVar("Result")
 AnySession = TypeVar("AnySession", bound=Session)
@@ -107,14 +107,14 @@ def run_transaction(
 def _attempt_for(transactor: object) -> Callable[[Replay], Any]:
     """Return the function that makes one attempt with *transactor*."""
     if isinstance(transactor, Engine):
-        return lambda replay: _with_engine(transactor, replay)
+        return lambda replay: with_engine(transactor, replay, replay.callback)
     if isinstance(transactor, sessionmaker):
-        check_bind(transactor.kw.get("bind"))
+        _check_bind(transactor.kw.get("bind"))
         return lambda replay: _with_new_session(transactor, replay)
     if isinstance(transactor, scoped_session):
-        return lambda replay: _with_open_session(transactor(), replay)
+        return lambda replay: with_open_session(transactor(), replay, replay.callback)
     if isinstance(transactor, Session):
-        return lambda replay: _with_open_session(transactor, replay)
+        return lambda replay: with_open_session(transactor, replay, replay.callback)
     raise ConfigurationError(
         f"transactor is of type {type(transactor).__name__}; allowed: an Engine, a sessionmaker, a "
         "scoped_session such as db.session, or a Session; for asyncio, their asyncio twins with "
@@ -122,7 +122,7 @@ def _attempt_for(transactor: object) -> Callable[[Replay], Any]:
     )
 
 
-def check_bind(bind: object) -> None:
+def _check_bind(bind: object) -> None:
     """Refuse what could not be connected again."""
     if isinstance(bind, Connection):
         raise ConfigurationError(
@@ -131,14 +131,15 @@ def check_bind(bind: object) -> None:
         )
 
 
-def _with_engine(engine: Engine, replay: Replay) -> Any:
+def with_engine(engine: Engine, replay: Replay, callback: Callable[[Any], Any]) -> Any:
+    """Make one attempt on a connection of *engine*."""
     with _given_back(engine.connect()) as connection:
         if replay.isolation_level:
             connection = connection.execution_options(isolation_level=replay.isolation_level)
         transaction = connection.begin()
-        with replay.calling(), listening(connection, commit=replay.refuse_commit):
+        with replay.calling(), _listening(connection, commit=replay.refuse_commit):
             replay.watch(connection)
-            result = replay.callback(connection)
+            result = callback(connection)
         with replay.committing(is_active=transaction.is_active):
             transaction.commit()
         return result
@@ -163,7 +164,7 @@ def _given_back(connection: Connection) -> Iterator[Connection]:
 
 
 @contextmanager
-def listening(target: Any, **listeners: Callable[..., None]) -> Iterator[None]:
+def _listening(target: Any, **listeners: Callable[..., None]) -> Iterator[None]:
     """Have *listeners*, by the names of events, on *target* within the block only."""
     for name, listener in listeners.items():
         event.listen(target, name, listener)
@@ -177,31 +178,32 @@ def listening(target: Any, **listeners: Callable[..., None]) -> Iterator[None]:
 def _with_new_session(factory: sessionmaker[Any], replay: Replay) -> Any:
     session = factory()
     try:
-        return _with_open_session(session, replay)
+        return with_open_session(session, replay, replay.callback)
     finally:
         session.close()
 
 
-def _with_open_session(session: Session, replay: Replay) -> Any:
-    check_bind(session.bind)
-    end_reading(session)
-    with listening(session, **session_listeners(replay)):
+def with_open_session(session: Session, replay: Replay, callback: Callable[[Any], Any]) -> Any:
+    """Make one attempt in *session*."""
+    _check_bind(session.bind)
+    _end_reading(session)
+    with _listening(session, **_session_listeners(replay)):
         try:
             transaction = session.begin()
             with replay.calling():
                 if replay.isolation_level:
                     options = {"isolation_level": replay.isolation_level}
                     session.connection(execution_options=options)
-                result = replay.callback(session)
+                result = callback(session)
             with replay.committing(is_active=session.get_transaction() is transaction):
                 session.commit()
         except BaseException:
-            roll_back(session)
+            _roll_back(session)
             raise
         return result
 
 
-def roll_back(session: Session) -> None:
+def _roll_back(session: Session) -> None:
     """Roll back; a server that cannot be asked to has done so."""
     try:
         session.rollback()
@@ -209,7 +211,7 @@ def roll_back(session: Session) -> None:
         session.invalidate()
 
 
-def session_listeners(replay: Replay) -> dict[str, Callable[..., None]]:
+def _session_listeners(replay: Replay) -> dict[str, Callable[..., None]]:
     """Return the listeners that watch a session's connections and refuse the callback's commits."""
 
     def after_begin(session: Session, transaction: Any, connection: Connection) -> None:
@@ -227,7 +229,7 @@ def session_listeners(replay: Replay) -> dict[str, Callable[..., None]]:
     }
 
 
-def end_reading(session: Session) -> None:
+def _end_reading(session: Session) -> None:
     """End the transaction that *session* has open, which must have read only.
 
     A session begins one at its first query; in a web request that is mostly the one that loads the
@@ -238,14 +240,14 @@ def end_reading(session: Session) -> None:
     try:
         has_changes = session.new or session.dirty or session.deleted or _has_written(session)
     except BaseException:
-        roll_back(session)
+        _roll_back(session)
         raise
     if has_changes:
         raise ConfigurationError(
             "transactor is a session with uncommitted changes, which could not be run again; "
             "commit them or roll them back before run_transaction()"
         )
-    roll_back(session)
+    _roll_back(session)
 
 
 def _has_written(session: Session) -> bool:

@@ -620,3 +620,32 @@ def test_waiting_between_attempts_lets_the_event_loop_run(own_postgres):
     result, ticks = asyncio.run(main())
     assert result == 1
     assert ticks > 10
+
+
+@pytest.mark.parametrize("kind", ["engine", "factory"])
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg_async"])
+def test_a_callback_that_is_cancelled_is_rolled_back_and_its_connection_given_back(
+    postgres, plain, driver, kind
+):
+    async def main():
+        engine = sa_railway.create_async_engine(postgres.url_for(driver))
+        inserted = asyncio.Event()
+
+        async def work(connection):
+            await connection.execute(text("INSERT INTO entry VALUES (1, 1)"))
+            inserted.set()
+            await asyncio.Event().wait()
+
+        transactor = engine if kind == "engine" else async_sessionmaker(engine)
+        task = asyncio.create_task(run_async_transaction(transactor, work))
+        await inserted.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert engine.pool.checkedout() == 0
+        await engine.dispose()
+
+    asyncio.run(main())
+
+    with plain.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM entry")) == 0
