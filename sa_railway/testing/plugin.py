@@ -1,4 +1,4 @@
-"""Fixtures for pytest: put ``pytest_plugins = ["sa_railway.testing.plugin"]`` into conftest.py."""
+"""Fixtures for pytest, which finds them by the entry point ``pytest11``."""
 
 from __future__ import annotations
 
