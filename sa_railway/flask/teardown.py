@@ -84,13 +84,14 @@ async def _end_each_async(
 def _end(session: Session, look: Look, *, commit: bool) -> None:
     try:
         left = Uncommitted.of(session)
-        commit = commit and (bool(left) or left.perhaps) and not look().failed
-        engines = {connection.engine for connection in connections_of(session)} if left else set()
+        is_left = bool(left)
+        commit = commit and (is_left or left.perhaps) and not look().failed
+        engines = {each.engine for each in connections_of(session)} if is_left else set()
         if commit:
             session.commit()
     finally:
         _close(session)
-    if left:
+    if is_left:
         _log(left, look(), committed=commit)
         if not commit:
             _announce(engines, look())

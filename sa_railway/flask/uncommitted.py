@@ -50,13 +50,14 @@ class Uncommitted(NamedTuple):
         # a connection that the caller has given to the session stays open after a commit
         connections = connections_of(session) if session.in_transaction() else ()
         tallies = [tally for each in connections if (tally := _tallies.get(each))]
-        new, dirty, deleted = session.new, session.dirty, session.deleted
-        if not (tallies or new or dirty or deleted):  # as after most requests
+        # the objects that can be changed or deleted are in the map; most requests leave nothing
+        new, is_empty = session.new, not session.identity_map
+        if not (tallies or new) and (is_empty or not (session.dirty or session.deleted)):
             return _NOTHING
         return cls(
             new=len(new),
-            changed=sum(map(session.is_modified, dirty)),
-            deleted=len(deleted),
+            changed=sum(map(session.is_modified, session.dirty)),
+            deleted=len(session.deleted),
             writes=sum(map(_WRITES, tallies)),
             perhaps=any(map(_PERHAPS, tallies)),
         )
