@@ -13,6 +13,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
@@ -176,7 +177,7 @@ def ready(engines: Mapping[str, Engine], probes: Probes) -> Answer:
 def database(
     engines: Mapping[str, Engine], probes: Probes, *, html: bool, application: str | None = None
 ) -> Answer:
-    """Tell all that is known, as JSON or as a page. Not public.
+    """Tell all that is known, as JSON or, with Jinja2, as a page. Not public.
 
     On Railway the *application* is called by the name of its service.
 
@@ -185,7 +186,7 @@ def database(
     reports = {name: report_on(engine, probes[name]) for name, engine in engines.items()}
     status = min((report.status for report in reports.values()), key=list(Status).index)
     application = os.environ.get("RAILWAY_SERVICE_NAME") or application
-    if html:
+    if html and find_spec("jinja2") is not None:
         return _page(engines, reports, status, application)
     return _json(
         503 if status is Status.CRITICAL else 200,

@@ -292,6 +292,18 @@ def test_who_prefers_html_gets_the_page(accept, html):
     assert response.mimetype == ("text/html" if html else "application/json")
 
 
+def test_without_jinja_a_browser_gets_the_report_as_json(monkeypatch):
+    monkeypatch.setattr("sa_railway.health.endpoints.find_spec", lambda name: None)
+
+    app = make_app()
+    app.debug = True
+
+    response = get(app, "/health/database", headers=BROWSER)
+
+    assert response.mimetype == "application/json"
+    assert "databases" in response.json
+
+
 def test_a_browser_gets_a_page_that_may_load_nothing():
     app = make_app(RAILWAY_HEALTH_TOKEN=TOKEN)
 
