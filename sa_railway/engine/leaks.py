@@ -27,7 +27,7 @@ from sqlalchemy import Engine, event
 
 from sa_railway import events
 from sa_railway.engine.guard import guarded
-from sa_railway.engine.rounds import Rounds
+from sa_railway.engine.rounds import rounds
 from sa_railway.engine.state import engine_name
 
 __all__ = ["Hold", "listen", "longest_holds"]
@@ -77,7 +77,7 @@ def listen(engine: Engine, leak_after: float) -> None:
     event.listen(engine, "checkout", _checkout(holdings, is_async=engine.dialect.is_async))
     event.listen(engine, "checkin", checkin)
     event.listen(engine, "detach", checkin)
-    _watch.add(holdings)
+    rounds.add(holdings)
 
 
 def longest_holds(engine: Engine, most: int) -> tuple[Hold, ...]:
@@ -116,8 +116,8 @@ def _checkout(holdings: _Holdings, *, is_async: bool) -> Callable[..., None]:
         if is_async:
             stack += _awaiting()
         held[id(record)] = (monotonic(), stack)
-        if _watch.is_asleep:
-            _watch.wake()
+        if rounds.is_asleep:
+            rounds.wake()
 
     return checkout
 
@@ -230,5 +230,3 @@ def _line(code: CodeType, position: int) -> int | None:
 
 # By the dialect, which an engine and its copies with other execution options have in common.
 _of_dialect: weakref.WeakKeyDictionary[Any, _Holdings] = weakref.WeakKeyDictionary()
-
-_watch = Rounds("sa_railway-leaks")

@@ -22,7 +22,7 @@ from sa_railway import events
 from sa_railway.config.profile import Profile
 from sa_railway.engine.guard import guarded
 from sa_railway.engine.native import Lock
-from sa_railway.engine.rounds import Rounds
+from sa_railway.engine.rounds import rounds
 from sa_railway.engine.state import engine_name
 
 __all__ = ["listen"]
@@ -99,7 +99,7 @@ def _listen_release(engine: Engine, idle_release: float) -> None:
         if idleness is not None and dbapi_connection is not None:  # None: it was invalidated
             idleness.loop = asyncio.get_running_loop() if engine.dialect.is_async else None
             idleness.since = time.monotonic()
-            _reaper.wake()
+            rounds.wake()
 
     @guarded
     def checkout(
@@ -116,7 +116,7 @@ def _listen_release(engine: Engine, idle_release: float) -> None:
     event.listen(engine, "connect", connect)
     event.listen(engine, "checkin", checkin)
     event.listen(engine, "checkout", checkout)
-    _reaper.add(releaser)
+    rounds.add(releaser)
 
 
 class _Releaser:
@@ -178,6 +178,3 @@ def _close(idleness: _Idleness) -> None:
     end = connection.pgconn.finish if hasattr(connection, "pgconn") else connection.terminate
     if not idleness.loop.is_closed():
         idleness.loop.call_soon_threadsafe(end)
-
-
-_reaper = Rounds("sa_railway-reaper")

@@ -8,7 +8,7 @@ from typing import Protocol
 from sa_railway.engine import native, process
 from sa_railway.engine.guard import guarded
 
-__all__ = ["Rounds", "Watched"]
+__all__ = ["Watched", "rounds"]
 
 
 class Watched(Protocol):
@@ -27,12 +27,11 @@ class Watched(Protocol):
         """Begin afresh in a forked child."""
 
 
-class Rounds:
+class _Rounds:
     """One daemon thread for all engines of the process, started at the first use of one of them."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self) -> None:
         self.is_asleep = True
-        self._name = name
         self._lock = native.Lock()
         self._bell = native.Bell()
         self._watched: weakref.WeakSet[Watched] = weakref.WeakSet()
@@ -50,7 +49,7 @@ class Rounds:
         if self.is_asleep:
             with self._lock:
                 if self.is_asleep:
-                    native.start_thread(self._run, self._name)
+                    native.start_thread(self._run, "sa_railway-rounds")
                     self.is_asleep = False  # now that it runs: the next one tries again otherwise
 
     def _run(self) -> None:
@@ -73,6 +72,10 @@ class Rounds:
         self.is_asleep = True
         for watched in self._watched:
             watched.forget_parent()
+
+
+rounds = _Rounds()
+"""For all behaviours. Deadlines have a thread to themselves: what is done here may take a while."""
 
 
 @guarded

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 import sa_railway
 from sa_railway import events
-from sa_railway.engine import leaks
+from sa_railway.engine.rounds import rounds
 
 LOGGER = "sa_railway.engine.leaks"
 
@@ -146,7 +146,7 @@ def test_an_engine_that_is_gone_is_watched_no_longer(database_url: URL):
     gc.collect()
 
     assert gone() is None
-    wait_for(lambda: leaks._watch.is_asleep)
+    wait_for(lambda: rounds.is_asleep)
 
 
 def test_a_patient_engine_does_not_hold_up_an_impatient_one(database_url: URL):
