@@ -327,7 +327,7 @@ def _cursor_class(base: Any) -> Any:
             connection = self.connection
             statement = None if is_call else args[0] if args else _statement(kwargs)
             values: Any = ()
-            if writes_values and (kwargs or (len(args) > 1 and args[1])):
+            if writes_values and (kwargs or (len(args) > 1 and args[1] is not None)):
                 values = _values(name, args, kwargs)
             work = getattr(connection, _WORK, None) or Work(is_seen=False)
             work.note(connection, statement, values)

@@ -6,7 +6,7 @@ import inspect
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import fields
 from typing import Any, Unpack
 
@@ -91,7 +91,7 @@ def options_for(
     knobs, given = _split(overrides, url)
     named = profile_named_in(url) or "web" if profile is None else profile
     resolved = load_profile(named, knobs, environ)
-    pool = _pool_arguments(url, resolved, given, is_async=False)
+    pool = _pool_arguments(url, resolved, given, is_async=False, asked=knobs)
     given |= {name: value for name, value in pool.items() if name in knobs}
     if "pool_pre_ping" in overrides:
         given["pool_pre_ping"] = resolved.pre_ping
@@ -209,17 +209,33 @@ def _without_generated(given: Mapping[str, Any], generated: Mapping[str, Any]) -
 
 
 def _pool_arguments(
-    url: URL, profile: Profile, given: Mapping[str, Any], *, is_async: bool
+    url: URL,
+    profile: Profile,
+    given: Mapping[str, Any],
+    *,
+    is_async: bool,
+    asked: Container[str] = (),
 ) -> dict[str, Any]:
-    """Return what *profile* says to the pool, as far as its class can hear it."""
+    """Return what *profile* says to the pool, as far as its class can hear it.
+
+    A class of the application's with its own constructor may have settled any of it, so it gets no
+    more than what the caller *asked* for; the check at checkout is a listener then.
+    """
     if given.get("pool") is not None or _is_memory(url):
         return {}
     arguments = {"pool_pre_ping": profile.pre_ping, "pool_recycle": profile.pool_recycle}
     dialect = dialect_of(url, asyncio=is_async)
     pool_class = given.get("poolclass") or dialect.get_pool_class(url)
-    if not (isinstance(pool_class, type) and issubclass(pool_class, QueuePool)):
+    if isinstance(pool_class, type) and issubclass(pool_class, QueuePool):
+        arguments |= _queue_arguments(profile)
+    constructor = getattr(pool_class, "__init__", None)
+    if str(getattr(constructor, "__module__", "")).partition(".")[0] == "sqlalchemy":
         return arguments
-    return arguments | {
+    return {name: value for name, value in arguments.items() if name in asked}
+
+
+def _queue_arguments(profile: Profile) -> dict[str, Any]:
+    return {
         "pool_size": profile.pool_size,
         "max_overflow": profile.max_overflow,
         "pool_timeout": profile.pool_timeout,

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import click
 from flask import after_this_request, g, has_request_context, request
+from flask.globals import app_ctx
 from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -32,12 +33,16 @@ def watch(app: Flask, *, always: bool) -> None:
 
 
 # The class of all sessions, as in sa_railway.flask.uncommitted. Each use of one of Flask's
-# proxies is expensive, so what is in ``g`` is asked for once.
+# proxies is expensive, so each is asked once.
 @event.listens_for(Session, "after_transaction_create")
 def _keep_request(_session: Session, transaction: SessionTransaction) -> None:
     if transaction.parent is not None or not has_request_context():
         return
-    kept = vars(g._get_current_object())
+    context = app_ctx._get_current_object()  # type: ignore[attr-defined]  # of a proxy
+    # another application may have no Railway, and a class of g without a place for this
+    kept = getattr(context.g, "__dict__", None)
+    if kept is None or "railway" not in context.app.extensions:
+        return
     current = request._get_current_object()  # type: ignore[attr-defined]  # of a proxy
     if kept.get(_REQUEST) is not current:  # a test may make several in one application context
         kept[_REQUEST] = current
@@ -45,7 +50,7 @@ def _keep_request(_session: Session, transaction: SessionTransaction) -> None:
 
 
 def _keep_status(response: Response) -> Response:
-    return _keep_status_in(vars(g._get_current_object()), response)
+    return _keep_status_in(getattr(g._get_current_object(), "__dict__", {}), response)
 
 
 def _keep_status_in(kept: dict[str, Any], response: Response) -> Response:
@@ -63,7 +68,7 @@ class Circumstances:
 
     def __init__(self, error: BaseException | None) -> None:
         self._error = error
-        self._request: Request | None = g.get(_REQUEST)
+        self._request: Request | None = getattr(g, _REQUEST, None)
         self._command: click.Context | None = None
         if self._request is None:
             self._command = click.get_current_context(silent=True)
@@ -87,7 +92,7 @@ class Circumstances:
         """
         if self._command is not None:
             return _is_failure(self._error)
-        return self._error is not None or g.get(_STATUS, 0) >= 400
+        return self._error is not None or getattr(g, _STATUS, 0) >= 400
 
 
 def _name(command: click.Context) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import g
 from sqlalchemy import Engine
+from sqlalchemy.util import ScopedRegistry
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -62,7 +63,12 @@ class Database:
 
     def sessions(self) -> Sequence[Session]:
         """Return the sessions that this context has used."""
-        registry = self.extension.session.registry
+        scoped = self.extension.session
+        registry = getattr(scoped, "registry", None)
+        # A test may have put something else in its place, or keep the session by a remove() that
+        # does nothing: Flask-SQLAlchemy calls that alone.
+        if not isinstance(registry, ScopedRegistry) or "remove" in vars(scoped):
+            return []
         return [registry()] if registry.has() else []
 
     def async_sessions(self) -> Sequence[AsyncSession]:

@@ -56,7 +56,7 @@ class Uncommitted(NamedTuple):
             return _NOTHING
         return cls(
             new=len(new),
-            changed=sum(map(session.is_modified, session.dirty)),
+            changed=sum(_is_modified(session, each) for each in session.dirty),
             deleted=len(session.deleted),
             writes=sum(map(_WRITES, tallies)),
             perhaps=any(map(_PERHAPS, tallies)),
@@ -70,6 +70,14 @@ class Uncommitted(NamedTuple):
             f"objects: {self.new} new, {self.changed} changed, {self.deleted} deleted; "
             f"statements executed: {self.writes}"
         )
+
+
+def _is_modified(session: Session, instance: object) -> bool:
+    """Return whether a flush would update *instance*, also if its values cannot be compared."""
+    try:
+        return session.is_modified(instance)
+    except Exception:  # noqa: BLE001 - whatever the application's own values and types raise
+        return True
 
 
 _NOTHING = Uncommitted(0, 0, 0, 0, perhaps=False)

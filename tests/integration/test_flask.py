@@ -6,16 +6,18 @@ import gc
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import click
 import psycopg
 import psycopg.sql
 import psycopg2
 import pytest
-from flask import Flask, Response, abort
+from flask import Flask, Response, abort, g
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import URL, Connection, Engine, event, func, insert, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.orm import scoped_session
 
 from sa_railway import engine_options
 from sa_railway.flask import Railway
@@ -547,6 +549,118 @@ def test_what_was_committed_on_a_connection_of_the_caller_is_not_left(
 
     assert logged() == []
     assert shop.names() == ["old", "new"]
+
+
+class Incomparable:
+    """As a DataFrame of pandas: it does not say whether it is equal."""
+
+    __hash__ = None
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("cannot compare")
+
+    def __reduce__(self) -> object:
+        return (Incomparable, ())
+
+
+def test_a_value_that_cannot_be_compared_counts_as_changed(
+    database_url: URL, caplog: pytest.LogCaptureFixture
+):
+    db = SQLAlchemy()
+    app = Flask("shop")
+    app.config.update(SQLALCHEMY_DATABASE_URI=database_url)
+
+    class Stored(db.Model):
+        id = db.Column(db.Integer, primary_key=True)
+        value = db.Column(db.PickleType)
+
+    db.init_app(app)
+    Railway(app, db)
+    with app.app_context():
+        db.create_all()
+        db.session.add(Stored(value=Incomparable()))
+        db.session.commit()
+
+    @app.get("/")
+    def view() -> str:
+        stored = db.session.get(Stored, 1)
+        assert isinstance(stored.value, Incomparable)
+        stored.value = Incomparable()
+        return "done"
+
+    assert app.test_client().get("/").text == "done"
+    assert "objects: 0 new, 1 changed, 0 deleted" in caplog.messages[-1]
+    with app.app_context():
+        db.engine.dispose()
+
+
+class Stub:
+    """What a test may put in the place of db.session."""
+
+    def remove(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "make", [Stub, mock.Mock, mock.MagicMock, lambda: mock.MagicMock(spec=scoped_session)]
+)
+def test_a_session_that_a_test_has_replaced_is_left_alone(shop: Shop, make: Callable[[], object]):
+    shop.app.get("/")(lambda: str(shop.db.session.remove()) and "done")
+    original, shop.db.session = shop.db.session, make()
+    try:
+        assert shop.app.test_client().get("/").text == "done"
+    finally:
+        shop.db.session = original
+
+
+def test_a_session_that_a_test_keeps_across_requests_is_kept(make_shop: Callable[..., Shop]):
+    shop = make_shop()
+    Railway(shop.app, shop.db)
+
+    @shop.app.post("/orders/<name>")
+    def view(name: str) -> str:
+        shop.db.session.add(shop.Order(name=name))
+        shop.db.session.flush()
+        return "done"
+
+    with mock.patch.object(shop.db.session, "remove"):
+        client = shop.app.test_client()
+        assert [client.post(f"/orders/{name}").status_code for name in "ab"] == [200, 200]
+        held = list(shop.db.session.registry.registry.values())
+        counted = select(func.count()).select_from(shop.Order)
+        with shop.app.app_context():
+            assert sum(session.scalar(counted) - 1 for session in held) == 2
+        for session in held:
+            session.close()
+
+
+def test_an_application_without_the_extension_keeps_nothing_in_g(database_url: URL):
+    db = SQLAlchemy()
+    app = Flask("other")
+    app.config.update(SQLALCHEMY_DATABASE_URI=database_url)
+    db.init_app(app)
+
+    @app.get("/")
+    def view() -> list[str]:
+        db.session.execute(text("SELECT 1"))
+        return sorted(g)
+
+    assert app.test_client().get("/").json == []
+    with app.app_context():
+        db.engine.dispose()
+
+
+class Slots:
+    """A class of ``g`` that has no place for what is not its own."""
+
+    __slots__ = ("_sqlalchemy_queries",)
+
+
+def test_a_g_without_a_place_for_anything_is_left_alone(shop: Shop):
+    shop.app.app_ctx_globals_class = Slots
+    shop.app.get("/")(lambda: str(shop.db.session.scalar(text("SELECT 1"))))
+
+    assert shop.app.test_client().get("/").text == "1"
 
 
 # --- leftovers="commit" ---

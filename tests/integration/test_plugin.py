@@ -527,3 +527,59 @@ def test_an_engine_for_asyncio_says_so_too(postgres, caplog):
     asyncio.run(connect_twice())
 
     assert lines(caplog) == ["shop: protected by sa_railway, profile web"]
+
+
+class Pinned(QueuePool):
+    """Settles its size, so that no caller can."""
+
+    def __init__(self, creator, **arguments):
+        super().__init__(creator, pool_size=1, max_overflow=0, recycle=60, **arguments)
+
+    def recreate(self):
+        return type(self)(self._creator, dialect=self._dialect)
+
+
+class Fixed(NullPool):
+    """Names what it takes."""
+
+    def __init__(self, creator, dialect=None, pre_ping=False):
+        super().__init__(creator, dialect=dialect, pre_ping=pre_ping)
+
+    def recreate(self):
+        return type(self)(self._creator, self._dialect)
+
+
+class Plain(QueuePool):
+    """Has the constructor of its base."""
+
+
+@pytest.mark.parametrize("pool_class", [Pinned, Fixed, Plain])
+@pytest.mark.parametrize("make", ["plugin", "options", "factory"])
+def test_a_pool_class_of_the_application_gets_what_it_takes(postgres, pool_class, make):
+    url = postgres.url
+    if make == "plugin":
+        engine = sqlalchemy.create_engine(url, poolclass=pool_class, plugins=["railway"])
+    elif make == "options":
+        options = sa_railway.engine_options(url, poolclass=pool_class)
+        engine = sqlalchemy.create_engine(url, **options)
+    else:
+        engine = sa_railway.create_engine(url, poolclass=pool_class)
+
+    for _ in range(2):
+        with engine.connect() as connection:
+            assert connection.scalar(text("SELECT 1")) == 1
+        postgres.terminate_backends()
+    assert type(engine.pool) is pool_class
+    if pool_class is Plain:
+        assert (engine.pool.size(), engine.pool._recycle) == (5, 240)
+    engine.dispose()
+
+
+def test_what_a_caller_asks_of_such_a_pool_reaches_it(postgres):
+    class Sized(QueuePool):
+        def __init__(self, creator, **arguments):
+            super().__init__(creator, max_overflow=0, **arguments)
+
+    engine = sa_railway.create_engine(postgres.url, poolclass=Sized, pool_size=3)
+
+    assert engine.pool.size() == 3

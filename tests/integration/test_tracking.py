@@ -314,3 +314,34 @@ def test_an_end_of_the_transaction_is_refused_before_anything_is_sent(postgres, 
         return refused == [name.split()[0] for name in commands]
 
     assert using(postgres, driver, check)
+
+
+class Sequence:
+    """As an array of numpy: it has items, and no truth value."""
+
+    def __init__(self, *items):
+        self._items = items
+
+    def __len__(self):
+        return len(self._items)
+
+    def __getitem__(self, index):
+        return self._items[index]
+
+    def __bool__(self):
+        raise ValueError("the truth value of an array is ambiguous")
+
+
+def test_values_without_a_truth_value_are_taken_as_by_the_driver(postgres):
+    engine = sa_railway.create_engine(postgres.url)
+    connection = engine.raw_connection()
+    cursor = connection.cursor()
+
+    cursor.execute("SELECT %s, %s", Sequence("a", "b"))
+    assert cursor.fetchone() == ("a", "b")
+    cursor.execute("CREATE TEMPORARY TABLE pair (a text, b text)")
+    cursor.executemany("INSERT INTO pair VALUES (%s, %s)", Sequence(Sequence("a", "b"), ["c", "d"]))
+    cursor.execute("SELECT * FROM pair ORDER BY a")
+    assert cursor.fetchall() == [("a", "b"), ("c", "d")]
+    connection.close()
+    engine.dispose()
