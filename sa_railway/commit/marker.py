@@ -213,11 +213,14 @@ class MarkerTable:
 
     def _give_up(self, proxied: PoolProxiedConnection, error: Exception) -> None:
         """Let the transaction go on without the row that was refused."""
-        if sqlstate_of(error) == "42P01":
+        sqlstate = sqlstate_of(error) or ""
+        if sqlstate == "42P01":
             proxied.info.pop(_TABLE, None)  # it is gone, until a new connection finds it
         self._wire.run(proxied, BACK)
-        if sqlstate_of(error) == "25006":
-            return  # a transaction that is read-only has nothing to write
+        # One that is read-only has nothing to write. One that cannot be serialized was to fail at
+        # its next statement, whatever this was; the COMMIT says so.
+        if sqlstate == "25006" or sqlstate.startswith("40"):
+            return
         self._warn(
             "%s: a commit marker was refused, and the outcome is proved by the transaction's id: "
             "%s",

@@ -12,9 +12,10 @@ not seen either: a cursor that is made by a call of its class, and what lies bel
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 from sqlalchemy import Engine
@@ -36,6 +37,10 @@ _ASYNCPG_SETTINGS = ("add_listener reset_type_codec set_builtin_type_codec set_t
 
 # A derived class is made once. Those of a program that makes its own for every connection go again.
 _remembered = functools.lru_cache(maxsize=64)
+
+_Args = tuple[Any, ...]
+_Kwargs = dict[str, Any]
+_Look = Callable[[Any, _Args, _Kwargs], None]
 
 # Modules whose calls of asyncpg are not the application's.
 _NO_APPLICATION = ("asyncpg.", "sqlalchemy.dialects.", f"{__package__}.")
@@ -128,17 +133,14 @@ def _seen_cursor(base: Any) -> Callable[..., Any]:
 
 def _seen_commit(base: Any) -> Callable[[Any], Any]:
     """Return the ``commit()`` of the driver's connection *base*, which may be refused."""
-    inherited = base.commit
 
-    @functools.wraps(inherited)
-    def commit(self: Any) -> Any:
+    def refuse(connection: Any, _args: _Args, _kwargs: _Kwargs) -> None:
         # SQLAlchemy's adapter of asyncpg commits without a commit() of the driver's
-        refuse_end = work_on(getattr(self, "driver_connection", self)).refuse_end
+        refuse_end = work_on(getattr(connection, "driver_connection", connection)).refuse_end
         if refuse_end is not None:
             refuse_end("COMMIT")
-        return inherited(self)
 
-    return commit
+    return _preceded(base.commit, refuse)
 
 
 def _psycopg(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
@@ -244,36 +246,23 @@ def _asyncpg(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
 def _asyncpg_connection(base: Any) -> Any:
     """Return *base* with its own commands seen, but for those by which SQLAlchemy uses it."""
 
-    def seen(name: str) -> Callable[..., Any]:
-        inherited = getattr(base, name)
+    def seen(name: str) -> _OfApplication:
+        def look(connection: Any, args: _Args, kwargs: _Kwargs) -> None:
+            work = work_on(connection)
+            if work.refuse_early is not None and not connection.is_in_transaction():
+                work.refuse_early()
+            is_copy = name.startswith("copy")
+            work.note(connection, None if is_copy else args[0] if args else _statement(kwargs))
+            if name in ("cursor", "prepare"):  # executed whenever the caller likes
+                work.lose_sight()
 
-        @functools.wraps(inherited)
-        def command(self: Any, *args: Any, **kwargs: Any) -> Any:
-            # asyncpg itself begins and ends transactions with these, and SQLAlchemy prepares
-            caller = sys._getframe(1).f_globals.get("__name__", "")
-            if not caller.startswith(_NO_APPLICATION):
-                work = work_on(self)
-                if work.refuse_early is not None and not self.is_in_transaction():
-                    work.refuse_early()
-                work.note(
-                    self,
-                    None if name.startswith("copy") else args[0] if args else _statement(kwargs),
-                )
-                if name in ("cursor", "prepare"):  # executed whenever the caller likes
-                    work.lose_sight()
-            return inherited(self, *args, **kwargs)
+        return _OfApplication(getattr(base, name), look)
 
-        return command
+    def note_setting(connection: Any, _args: _Args, _kwargs: _Kwargs) -> None:
+        work_on(connection).has_session_state = True
 
     def setting(name: str) -> Callable[..., Any]:
-        inherited = getattr(base, name)
-
-        @functools.wraps(inherited)
-        def command(self: Any, *args: Any, **kwargs: Any) -> Any:
-            work_on(self).has_session_state = True
-            return inherited(self, *args, **kwargs)
-
-        return command
+        return _preceded(getattr(base, name), note_setting)
 
     members: dict[str, Any] = {n: seen(n) for n in _ASYNCPG_COMMANDS if hasattr(base, n)}
     members |= {n: setting(n) for n in _ASYNCPG_SETTINGS if hasattr(base, n)}
@@ -294,20 +283,15 @@ def _asyncpg_adapter(base: Any) -> Any:
 
 @_remembered
 def _asyncpg_cursor(base: Any) -> Any:
-    def seen(name: str) -> Callable[..., Any]:
-        inherited = getattr(base, name)
+    def look(cursor: Any, args: _Args, kwargs: _Kwargs) -> None:
+        # A private attribute, for an adapted cursor shows its connection nowhere else;
+        # tests/integration/test_tracking.py fails when it moves.
+        driver = cursor._connection
+        work_on(driver).note(driver, args[0] if args else _statement(kwargs))
 
-        @functools.wraps(inherited)
-        def command(self: Any, *args: Any, **kwargs: Any) -> Any:
-            # A private attribute, for an adapted cursor shows its connection nowhere else;
-            # tests/integration/test_tracking.py fails when it moves.
-            driver = self._connection
-            work_on(driver).note(driver, args[0] if args else _statement(kwargs))
-            return inherited(self, *args, **kwargs)
-
-        return command
-
-    return _derive(base, __slots__=(), execute=seen("execute"), executemany=seen("executemany"))
+    names = ("execute", "executemany")
+    commands: dict[str, Any] = {name: _preceded(getattr(base, name), look) for name in names}
+    return _derive(base, __slots__=(), **commands)
 
 
 @_remembered
@@ -319,23 +303,20 @@ def _cursor_class(base: Any) -> Any:
     may_outlive = hasattr(base, "withhold")
 
     def seen(name: str) -> Callable[..., Any]:
-        inherited = getattr(base, name)
         is_call = name == "callproc"
 
-        @functools.wraps(inherited)
-        def command(self: Any, *args: Any, **kwargs: Any) -> Any:
-            connection = self.connection
+        def look(cursor: Any, args: _Args, kwargs: _Kwargs) -> None:
+            connection = cursor.connection
             statement = None if is_call else args[0] if args else _statement(kwargs)
             values: Any = ()
             if writes_values and (kwargs or (len(args) > 1 and args[1] is not None)):
                 values = _values(name, args, kwargs)
             work = getattr(connection, _WORK, None) or Work(is_seen=False)
             work.note(connection, statement, values)
-            if may_outlive and self.withhold:  # WITH HOLD, a cursor that outlives the transaction
+            if may_outlive and cursor.withhold:  # WITH HOLD, which outlives the transaction
                 work.has_session_state = True
-            return inherited(self, *args, **kwargs)
 
-        return command
+        return _preceded(getattr(base, name), look)
 
     commands: dict[str, Any] = {name: seen(name) for name in _COMMANDS if hasattr(base, name)}
     return _derive(base, __slots__=(), railway_base=base, **commands)
@@ -347,6 +328,57 @@ def _seen_or_none(derive: Callable[..., Any], base: Any, *args: Any) -> Any:
         return derive(base, *args) if isinstance(base, type) else None
     except Exception:  # noqa: BLE001 - whatever the application's own class or metaclass raises
         return None
+
+
+def _preceded(inherited: Callable[..., Any], look: _Look) -> Callable[..., Any]:
+    """Return *inherited*, before which *look* is called, as a function of the same kind.
+
+    Programs ask a function whether they have to await it, or iterate over it.
+    """
+
+    async def awaited(self: Any, *args: Any, **kwargs: Any) -> Any:
+        look(self, args, kwargs)
+        return await inherited(self, *args, **kwargs)
+
+    async def iterated_async(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        look(self, args, kwargs)
+        async with aclosing(inherited(self, *args, **kwargs)) as items:
+            async for item in items:
+                yield item
+
+    def iterated(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        look(self, args, kwargs)
+        yield from inherited(self, *args, **kwargs)
+
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        look(self, args, kwargs)
+        return inherited(self, *args, **kwargs)
+
+    preceded: Callable[..., Any] = called
+    if inspect.iscoroutinefunction(inherited):
+        preceded = awaited
+    elif inspect.isasyncgenfunction(inherited):
+        preceded = iterated_async
+    elif inspect.isgeneratorfunction(inherited):
+        preceded = iterated
+    return functools.wraps(inherited)(preceded)
+
+
+class _OfApplication:
+    """A method that is preceded by a look where the application takes it from its connection.
+
+    asyncpg begins and ends its transactions with the same methods, and SQLAlchemy prepares with
+    them. They differ by the module that names the method: a coroutine, once made, is run by others.
+    """
+
+    def __init__(self, inherited: Callable[..., Any], look: _Look) -> None:
+        self._inherited: Any = inherited
+        self._preceded: Any = _preceded(inherited, look)
+
+    def __get__(self, connection: Any, owner: type) -> Any:
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        function = self._inherited if caller.startswith(_NO_APPLICATION) else self._preceded
+        return function.__get__(connection, owner)
 
 
 def _statement(kwargs: dict[str, Any]) -> object:

@@ -25,6 +25,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, SingletonThreadPool, Stat
 from sa_railway.engine import process
 from sa_railway.engine.driver import Identity, descriptor_of, identity
 from sa_railway.engine.guard import guarded
+from sa_railway.engine.known import Known
 
 __all__ = ["after_fork_in_child", "engines", "listen"]
 
@@ -43,8 +44,8 @@ class _Opened(NamedTuple):
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-_opened: weakref.WeakKeyDictionary[Any, _Opened] = weakref.WeakKeyDictionary()
-_inherited: weakref.WeakSet[Any] = weakref.WeakSet()
+_opened: Known[_Opened] = Known()
+_inherited: Known[_Opened] = Known()
 _inherited_pools: list[Pool] = []
 
 
@@ -60,7 +61,7 @@ def listen(engine: Engine) -> None:
         descriptor = descriptor_of(connection)
         found = identity(descriptor) if descriptor is not None else None
         if connection is not None and found is not None:
-            _opened[connection] = _Opened(found, owner, weakref.ref(record))
+            _opened.add(connection, _Opened(found, owner, weakref.ref(record)))
 
     event.listen(engine, "connect", remember)
 
@@ -84,14 +85,15 @@ def after_fork_in_child() -> None:
 
 def _renew() -> None:
     """Run by ``process.renew()`` in a child."""
-    opened = dict(_opened)
+    opened = list(_opened.living())
     _opened.clear()
     _cut_off(opened)
-    in_use = {at: one for at, one in opened.items() if not one.is_idle(at)}
-    _inherited.update(in_use)
+    in_use = [(connection, one) for connection, one in opened if not one.is_idle(connection)]
+    for connection, one in in_use:
+        _inherited.add(connection, one)
     for engine in engines():
         # nothing is replaced in the workers of a server that has just loaded the application
-        if any(one.engine() is engine for one in in_use.values()):
+        if any(one.engine() is engine for _, one in in_use):
             _end_in_silence(engine)
         _renew_pool(engine)
 
@@ -106,7 +108,7 @@ def _end_in_silence(engine: Engine) -> None:
             proxied = connection.connection if isinstance(connection, Connection) else connection
             # one that is detached names its DBAPI connection only
             dbapi_connection = getattr(proxied, "dbapi_connection", proxied)
-            if dialect.get_driver_connection(dbapi_connection) not in _inherited:
+            if id(dialect.get_driver_connection(dbapi_connection)) not in _inherited:
                 end(connection, *args, **kwargs)
 
         return end_own
@@ -116,14 +118,14 @@ def _end_in_silence(engine: Engine) -> None:
 
 
 @guarded
-def _cut_off(opened: dict[Any, _Opened]) -> None:
+def _cut_off(opened: list[tuple[Any, _Opened]]) -> None:
     """Replace the descriptors of the parent's connections by the end of a broken socket pair."""
     if not opened:
         return
     ours, theirs = socket.socketpair()
     theirs.close()
     with ours:
-        for connection, one in opened.items():
+        for connection, one in opened:
             descriptor = descriptor_of(connection)
             # A driver names the number that it was given. A program that has closed descriptors
             # behind its back, as daemons do, may have opened something else under it since.

@@ -33,6 +33,7 @@ from sa_railway import events
 from sa_railway.config.profile import Profile
 from sa_railway.engine import native, process
 from sa_railway.engine.driver import bytes_received, descriptor_of, is_pooled, shut_down
+from sa_railway.engine.known import Known
 from sa_railway.engine.state import engine_name
 from sa_railway.engine.waiting import running_loop
 from sa_railway.engine.watchdog import limit
@@ -154,13 +155,8 @@ class _Pooled:
 _UNLIMITED = contextlib.nullcontext[Callable[[], bool]](lambda: False)  # never expires
 
 # The ping gets the driver's connection alone, so what is known of it must be found by it. One that
-# cannot be a weak key is asked at every checkout. This is no WeakKeyDictionary, whose methods in
-# Python cost more than the rest of a look.
-_pooled: dict[weakref.ref[Any], _Pooled] = {}
-
-
-def _forget(connection: weakref.ref[Any]) -> None:
-    _pooled.pop(connection, None)
+# allows no weak reference is asked at every checkout.
+_pooled: Known[_Pooled] = Known()
 
 
 class _Liveness:
@@ -191,7 +187,8 @@ class _Liveness:
         connection = record.driver_connection
         pooled = _Pooled(connection, record)
         with contextlib.suppress(TypeError):
-            _pooled[weakref.ref(connection, _forget)] = record.info[_POOLED] = pooled
+            _pooled.add(connection, pooled)
+            record.info[_POOLED] = pooled
         loop = running_loop() if self._is_bound_to_loop else None
         pooled.loop = weakref.ref(loop) if loop is not None else None
 
@@ -229,10 +226,7 @@ class _Liveness:
         connection: Any = dbapi_connection
         if self._is_async:
             connection = self._dialect.get_driver_connection(dbapi_connection)
-        try:
-            pooled = _pooled.get(weakref.ref(connection))
-        except TypeError:
-            pooled = None
+        pooled = _pooled.get(id(connection))
         if pooled is None:
             return self._examine(dbapi_connection, connection)
         since, pooled.since = pooled.since, None

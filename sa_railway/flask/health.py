@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from flask import Response, request
+from werkzeug.routing import Map
 
 from sa_railway.exc import ConfigurationError
 from sa_railway.flask.access import allowed, refusal
@@ -16,6 +18,7 @@ from sa_railway.health import endpoints
 if TYPE_CHECKING:
     from flask import Flask
     from sqlalchemy import Engine
+    from werkzeug.routing import Rule
 
 __all__ = ["PREFIX_SETTING", "add_routes", "checked_prefix"]
 
@@ -61,11 +64,12 @@ def add_routes(app: Flask, prefix: str, engines: Callable[[], Mapping[str, Engin
         "database": lambda: _database(engines(), app.name) if allowed() else refusal(),
     }
     for name in views:
-        other = _other_view(app, f"{prefix}/{name}")
-        if other is not None:
+        path = f"{prefix}/{name}"
+        other = _other_rule(app, path)
+        if other is not None and other.rule == path:
             raise ConfigurationError(
-                f"Flask app {app.name!r} answers {prefix}/{name} already, with its view "
-                f"{other!r}; {_WAY_OUT}"
+                f"Flask app {app.name!r} answers {path} already, with its view "
+                f"{other.endpoint!r}; {_WAY_OUT}"
             )
     for name, view in views.items():
         path = f"{prefix}/{name}"
@@ -89,17 +93,23 @@ def _response(answer: endpoints.Answer) -> Response:
 
 
 def _warning(app: Flask, path: str, view: View) -> View:
-    """Return *view*, which logs once that it hides a view that was added after it."""
+    """Return *view*, which logs once that it hides a view: one added later, or one for any path."""
 
     @functools.cache
     def warn() -> None:
-        hidden = _other_view(app, path)
-        if hidden is not None:
-            logger.error(
-                "%s is answered by sa_railway, and so never by the view %r; %s",
+        hidden = _other_rule(app, path)
+        if hidden is None:
+            return
+        text = "%s is answered by sa_railway, and so never by the view %r"
+        if hidden.rule == path:
+            logger.error(f"{text}; {_WAY_OUT}", path, hidden.endpoint)
+        elif PREFIX_SETTING not in app.config:
+            logger.warning(
+                f"{text} of %s; if that is right, set {PREFIX_SETTING} to this prefix; otherwise "
+                "to another one, or to None for no health endpoints",
                 path,
-                hidden,
-                _WAY_OUT,
+                hidden.endpoint,
+                hidden.rule,
             )
 
     def warning_view() -> Response:
@@ -109,10 +119,16 @@ def _warning(app: Flask, path: str, view: View) -> View:
     return warning_view
 
 
-def _other_view(app: Flask, path: str) -> str | None:
-    """Return the endpoint of the application's own view for *path*, if it has one."""
-    for rule in app.url_map.iter_rules():
-        is_ours = rule.endpoint.startswith(_ENDPOINT)
-        if rule.rule == path and "GET" in (rule.methods or ()) and not is_ours:
-            return str(rule.endpoint)
+def _other_rule(app: Flask, path: str) -> Rule | None:
+    """Return the application's own rule by which it would answer *path*, if it has one."""
+    rules, given = app.url_map.iter_rules(), app.url_map
+    others = Map(
+        [rule.empty() for rule in rules if not rule.endpoint.startswith(_ENDPOINT)],
+        default_subdomain=given.default_subdomain,
+        converters=given.converters,
+        host_matching=given.host_matching,
+    )
+    # nothing matches, or it redirects; or a converter of the application's own has failed
+    with contextlib.suppress(Exception):
+        return others.bind("").match(path, "GET", return_rule=True)[0]
     return None

@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import psycopg2.extensions
 import pytest
 import sqlalchemy
 from sqlalchemy import event, text
@@ -125,6 +126,37 @@ def test_a_detached_connection_is_protected_too(engine):
 
     assert connection.scalar(text("SELECT 1")) == 1
     connection.close()
+
+
+class Equal(psycopg2.extensions.connection):
+    """Connections that are all the same to the application, and have no hash."""
+
+    def __eq__(self, other):
+        return isinstance(other, Equal)
+
+    __hash__ = None
+
+
+def test_connections_that_cannot_be_told_apart_are_all_protected(postgres, caplog):
+    engine = sa_railway.create_engine(postgres.url, connect_args={"connection_factory": Equal})
+    connections = [engine.connect(), engine.connect()]
+    drivers = [connection.connection.driver_connection for connection in connections]
+    ours = [os.fstat(driver.fileno()).st_ino for driver in drivers]
+
+    def all_are_replaced():
+        found = [os.fstat(driver.fileno()).st_ino for driver in drivers]
+        return not set(found) & set(ours)
+
+    assert in_child(all_are_replaced)
+
+    assert [connection.scalar(text("SELECT 1")) for connection in connections] == [1, 1]
+    for connection in connections:
+        connection.close()
+    # also by its socket alone, without a ping
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT 1")) == 1
+    engine.dispose()
+    assert caplog.records == []
 
 
 def test_the_hook_does_nothing_in_the_parent_and_once_in_the_child(engine):

@@ -9,12 +9,14 @@ import sqlalchemy
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.pool import NullPool
+from within import DRIVERS, using
 
 import sa_railway
 from sa_railway.commit import marker
 from sa_railway.commit.decision import Outcome
 from sa_railway.commit.marker_schema import HOME, REMOVED, create_sql, drop_sql
 from sa_railway.exc import CommitOutcomeUnknownError
+from sa_railway.faults import classify
 from sa_railway.testing import ChaosProxy
 
 SYNC = ["psycopg2", "psycopg"]
@@ -375,6 +377,34 @@ def test_a_refused_row_does_not_fail_the_commit(own_postgres, driver, outcomes, 
         "a commit marker was refused, and the outcome is proved by the transaction's id: "
         "permission denied for table sa_railway_commit_marker"
     ]
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_transaction_that_cannot_be_serialized_fails_as_without_a_marker(
+    postgres, plain, driver, caplog
+):
+    """The row may be what the server refuses first, and is not what is wrong."""
+
+    def check(connection):
+        with plain.execution_options(isolation_level="SERIALIZABLE").connect() as other:
+            for one in (connection, other):
+                one.scalar(text("SELECT count(*) FROM work"))
+            insert(connection, 1)
+            insert(other, 2)
+            other.commit()
+        with pytest.raises(DBAPIError) as caught:
+            connection.commit()
+        return classify(caught.value).sqlstate, str(caught.value)
+
+    found = [
+        using(postgres, driver, check, isolation_level="SERIALIZABLE", **options)
+        for options in ({"is_ours": False}, {"commit_marker": True, "logging_name": "app"})
+    ]
+
+    assert found[0] == found[1]
+    assert found[0][0] == "40001"
+    assert rows(plain) == [2, 2]
+    assert messages(caplog, "app") == []
 
 
 @pytest.mark.parametrize("driver", [*SYNC, "asyncpg"])

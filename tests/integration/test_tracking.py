@@ -306,7 +306,7 @@ def test_an_end_of_the_transaction_is_refused_before_anything_is_sent(postgres, 
         work_on(raw).refuse_end = refuse
         for command in commands.values():
             with pytest.raises(LookupError):
-                command()
+                done(command())
         work_on(raw).refuse_end = None
         assert not is_idle(raw)
         connection.rollback()

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import gc
+import inspect
 import logging
 import pickle
 import weakref
@@ -16,7 +17,7 @@ from psycopg.types import TypeInfo
 from psycopg2 import extras
 from sqlalchemy import text
 from sqlalchemy.util import await_only
-from within import done, driver_of, using
+from within import DRIVERS, done, driver_of, using
 
 import sa_railway
 from sa_railway.commit.work import is_idle, work_on
@@ -251,6 +252,31 @@ PROBES = [
 def test_the_drivers_connection_does_what_it_does_without_us(postgres, driver, probe):
     def check(connection):
         return done(probe(driver_of(connection)))
+
+    assert using(postgres, driver, check) == using(postgres, driver, check, is_ours=False)
+
+
+def kinds(of):
+    """Return how each public function of the object *of* is to be called."""
+    questions = ("iscoroutinefunction", "isasyncgenfunction", "isgeneratorfunction")
+    return {
+        name: (
+            callable(function := getattr(of, name, None)),
+            [question for question in questions if getattr(inspect, question)(function)],
+        )
+        for name in dir(of)
+        if not name.startswith(("_", "railway_"))
+    }
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_the_functions_of_a_driver_are_of_the_kind_that_they_are_without_us(postgres, driver):
+    def check(connection):
+        raw = driver_of(connection)
+        adapted = connection.connection.dbapi_connection
+        of = [raw, type(raw), adapted, type(adapted)]
+        cursors = [adapted.cursor()] if driver == "asyncpg" else [raw.cursor(), adapted.cursor()]
+        return [kinds(one) for one in of + cursors]
 
     assert using(postgres, driver, check) == using(postgres, driver, check, is_ours=False)
 

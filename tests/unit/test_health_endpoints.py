@@ -408,6 +408,48 @@ def test_a_view_that_is_added_later_and_hidden_is_logged_once(caplog):
     ]
 
 
+def test_a_view_for_any_path_that_is_hidden_is_logged_once(caplog):
+    app = make_app(railway=False)
+    app.add_url_rule("/<path:name>", "pages", lambda name: name)
+    Railway(app)
+
+    assert get(app, "/health/live").json["status"] == "live"
+    assert get(app, "/health/else").text == "health/else"
+    get(app, "/health/live")
+
+    assert [
+        (r.levelno, r.getMessage()) for r in caplog.records if r.name == "sa_railway.flask"
+    ] == [
+        (
+            logging.WARNING,
+            "/health/live is answered by sa_railway, and so never by the view 'pages' of "
+            "/<path:name>; if that is right, set RAILWAY_HEALTH to this prefix; otherwise to "
+            "another one, or to None for no health endpoints",
+        )
+    ]
+
+
+def test_a_prefix_that_was_chosen_may_hide_a_view_for_any_path(caplog):
+    app = make_app(RAILWAY_HEALTH="/health")
+    app.add_url_rule("/<path:name>", "pages", lambda name: name)
+
+    assert get(app, "/health/live").json["status"] == "live"
+    assert caplog.records == []
+
+
+def test_a_view_of_another_subdomain_is_no_clash(caplog):
+    app = Flask("shop", subdomain_matching=True)
+    app.config.update(SERVER_NAME="shop.test", SQLALCHEMY_DATABASE_URI="sqlite://")
+    app.add_url_rule("/health/live", "other", lambda: "other", subdomain="api")
+    SQLAlchemy(app)
+    Railway(app)
+
+    client = app.test_client()
+    assert client.get("/health/live", base_url="http://api.shop.test").text == "other"
+    assert client.get("/health/live", base_url="http://shop.test").json["status"] == "live"
+    assert caplog.records == []
+
+
 def test_a_view_for_another_method_is_no_clash(caplog):
     app = make_app(railway=False)
     app.add_url_rule("/health/ready", "my_hook", lambda: "mine", methods=["POST"])
