@@ -134,6 +134,8 @@ def run_side(run: Run, source: Path, *, everywhere: str | None) -> dict[str, Any
             [
                 # -s: SQLAlchemy's suite takes the installed version, and not the sources beside it
                 *(sys.executable, "-s", "-m", "pytest", "-q", "-p", "outcomes"),
+                # sitecustomize.py imports us before pytest, and a suite may take warnings as errors
+                *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
                 *("-p", "no:cacheprovider", "-p", "no:xdist", "--maxfail=0", *arguments),
             ],
             cwd=copy,
