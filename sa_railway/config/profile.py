@@ -68,8 +68,8 @@ class Profile:
         keepalives_count: unanswered probes until the connection is dead.
         tcp_user_timeout: limit for data that the peer's kernel does not acknowledge. Keepalives
             do not cover a query in flight; this does (Linux only).
-        application_name: shown in ``pg_stat_activity``; None derives it from the service, and
-            the empty text sends none. PostgreSQL keeps the first 63 bytes.
+        application_name: shown in ``pg_stat_activity``; None takes that of Railway's
+            service, elsewhere none; the empty text sends none. PostgreSQL keeps the first 63 bytes.
         transaction_pooler: whether a pooler in transaction mode, such as PgBouncer, is in between.
             It may run every transaction on another backend, where a prepared statement is unknown
             or, worse, another one under the same name; so none is kept.

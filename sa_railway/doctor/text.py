@@ -110,7 +110,7 @@ def summary(diagnosis: Diagnosis) -> str:
     good, not_run = diagnosis.count(Outcome.GOOD), diagnosis.count(Outcome.NOT_RUN)
     checks = f"{good} of {len(diagnosis.results)} checks {'is' if good == 1 else 'are'} good"
     missing = f", {not_run} not run" if not_run else ""
-    return f"{counts or 'Nothing was found'}; {checks}{missing}."
+    return f"{counts or 'No problem found'}; {checks}{missing}."
 
 
 def _count(number: int, noun: str) -> str:

@@ -170,7 +170,7 @@ class Patience:
             events.announce(events.BreakerOpened(self._engine, pause, error))
             return None
         if number == 1:
-            logger.info(
+            logger.warning(
                 "%s: connecting failed, trying again for %.1f s: %s",
                 *(self._engine, remaining, first_line(error)),
             )

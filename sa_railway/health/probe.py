@@ -89,14 +89,14 @@ class ServerFacts:
 
     Attributes:
         version: such as ``"17.2"``.
-        max_connections: how many there may be, without those that are reserved.
+        connection_limit: how many there may be, without those that are reserved.
         connections: how many clients are connected, without the one that asked.
         idle_in_transaction: sessions that have been idle in a transaction for longer than the
             profile's ``health_idle_in_transaction``; of other users only if that may be seen.
     """
 
     version: str
-    max_connections: int
+    connection_limit: int
     connections: int
     idle_in_transaction: int
 

@@ -82,15 +82,15 @@ def _connections(facts: Facts) -> Recommendation | None:
     server, profile = facts.probe.server, facts.profile
     if server is None:
         return None
-    share = server.connections / server.max_connections
+    share = server.connections / server.connection_limit
     if share < min(profile.health_connections_warn, profile.health_connections_critical):
         return None
     is_critical = share >= profile.health_connections_critical
     return Recommendation(
         Severity.CRITICAL if is_critical else Severity.WARNING,
         "connections",
-        f"{server.connections:,} of the server's {server.max_connections:,} connections are in use "
-        f"({share:.0%}).",
+        f"{server.connections:,} of the server's {server.connection_limit:,} connections are in "
+        f"use ({share:.0%}).",
         "Run fewer processes, lower pool_size and max_overflow, or put a pooler in between. "
         "application_name in pg_stat_activity tells what holds them.",
     )

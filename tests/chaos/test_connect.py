@@ -71,7 +71,7 @@ def test_waiting_giving_up_and_coming_back_are_logged_once_each(postgres, caplog
     refused = r"connection to server at .* failed: Connection refused"
     waiting, given_up, back = (f"{r.levelname} {r.getMessage()}" for r in caplog.records)
     assert re.fullmatch(
-        rf"INFO shop: connecting failed, trying again for 0\.\d s: {refused}", waiting
+        rf"WARNING shop: connecting failed, trying again for 0\.\d s: {refused}", waiting
     )
     assert re.fullmatch(
         r"WARNING shop: the server is away; until it is back, connects fail at once for 0\.01 s at "

@@ -254,7 +254,7 @@ def test_another_database_that_is_not_there():
     diagnosis = diagnose("mysql+pymysql://127.0.0.1:1/shop")
 
     assert codes(diagnosis) == ["refused"]
-    assert first(diagnosis).fix.startswith("Check the port: MySQL has 3306 in the private network")
+    assert first(diagnosis).fix.startswith("Check the port: MySQL has 3306; on Railway")
 
 
 def test_sqlite(tmp_path, monkeypatch):

@@ -314,7 +314,7 @@ def test_the_connections_of_the_server_are_counted(own_postgres, make_engine):
         server = check_health(engine).server
 
     assert server.version.split(".")[0].isdigit()
-    assert server.max_connections == 97  # 100, of which 3 are reserved
+    assert server.connection_limit == 97  # 100, of which 3 are reserved
     assert server.connections == 2
     assert server.idle_in_transaction == 1
 
@@ -367,7 +367,7 @@ def test_an_engine_of_asyncio(postgres, driver):
     report = check_health(engine)
 
     assert (report.status, report.recommendations) == (Status.HEALTHY, ())
-    assert report.server.max_connections == 97
+    assert report.server.connection_limit == 97
 
 
 async def request(app, path):

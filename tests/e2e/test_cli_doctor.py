@@ -72,7 +72,7 @@ def test_nothing_found(server):
     status, out, err = run("doctor", text(server.url))
 
     assert (status, err) == (0, "")
-    assert out.endswith("\n\nNothing was found; 15 of 16 checks are good, 1 not run.\n")
+    assert out.endswith("\n\nNo problem found; 15 of 16 checks are good, 1 not run.\n")
 
 
 def test_the_sample_of_the_guide(server):

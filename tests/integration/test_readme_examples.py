@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
 ROOT = Path(__file__).parents[2]
 NAMES = (
@@ -28,7 +29,7 @@ def test_an_example_runs(block, database_url, monkeypatch, tmp_path, capsys):
 
     exec(compile(block, "README.md", "exec"), names)
 
-    engines = [value for value in names.values() if hasattr(value, "dispose")]
+    engines = [value for value in names.values() if isinstance(value, Engine)]
     if "db" in names:
         app = names["app"] if "app" in names else names["create_app"]()
         with app.app_context():

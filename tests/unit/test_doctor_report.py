@@ -413,7 +413,7 @@ def test_the_report_of_a_healthy_database():
         good     URL  fine
         good     URL  fine
 
-        Nothing was found; 2 of 2 checks are good.""")
+        No problem found; 2 of 2 checks are good.""")
 
 
 def test_the_report_on_a_terminal():

@@ -22,7 +22,7 @@ from sa_railway.health.rules import Facts, Recommendation, Severity, in_words, j
 from sa_railway.metrics.counters import counters_of
 from sa_railway.metrics.snapshot import Processes, Window
 
-SERVER = ServerFacts(version="17.2", max_connections=100, connections=10, idle_in_transaction=0)
+SERVER = ServerFacts(version="17.2", connection_limit=100, connections=10, idle_in_transaction=0)
 POOL = PoolState(size=5, checked_out=3, idle=2, overflow=0, max_overflow=10)
 
 
@@ -64,7 +64,7 @@ def test_connections_of_the_server(connections, severity):
 
 
 def test_the_finding_about_connections_tells_how_many_and_what_to_do():
-    (found,) = judge(facts(server=replace(SERVER, max_connections=97, connections=73)))
+    (found,) = judge(facts(server=replace(SERVER, connection_limit=97, connections=73)))
 
     assert found.message == "73 of the server's 97 connections are in use (75%)."
     assert found.action == (
@@ -144,7 +144,7 @@ def test_sessions_idle_in_a_transaction_are_told_and_decide_nothing():
 
 
 def test_the_worst_comes_first():
-    busy = ServerFacts("17.2", max_connections=100, connections=95, idle_in_transaction=1)
+    busy = ServerFacts("17.2", connection_limit=100, connections=95, idle_in_transaction=1)
 
     found = judge(facts(server=busy, rollbacks=21))
 
@@ -331,7 +331,7 @@ def test_the_report_as_json():
         },
         "server": {
             "version": "17.2",
-            "max_connections": 100,
+            "connection_limit": 100,
             "connections": 10,
             "idle_in_transaction": 0,
         },

@@ -34,7 +34,7 @@ REPORT = HealthReport(
     recommendations=(),
     window=Window(300.0, successes=1999, failures=1),
     pool=POOL,
-    server=ServerFacts("17.2", max_connections=97, connections=14, idle_in_transaction=0),
+    server=ServerFacts("17.2", connection_limit=97, connections=14, idle_in_transaction=0),
     round_trip=0.0013,
     metrics={"queries": 12345},
     process=4711,

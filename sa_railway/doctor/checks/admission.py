@@ -16,11 +16,11 @@ PASSWORD = Kind(
     "wrong-password",
     Severity.ERROR,
     "The server refuses the password: <message>",
-    "It has another one, or that one has expired, or there is no such role, or none with a "
-    "password: the server says the same to all of them, and only its log tells which. The image of "
-    "PostgreSQL takes POSTGRES_PASSWORD only when its volume is empty, and a rotated password "
-    "reaches a service with its next deploy.",
-    "Set the password of the database in the URL, best by reference: "
+    "The role has another password, or its password has expired, or there is no such role, or the "
+    "role has no password: the server says the same of all four, and only its log tells which. The "
+    "Docker image of PostgreSQL takes POSTGRES_PASSWORD only when its volume is empty, and a "
+    "rotated password reaches a service with its next deploy.",
+    "Set the password of the database in the URL; on Railway best by reference: "
     "DATABASE_URL=${{Postgres.DATABASE_URL}}, then deploy again. Or change it on the server: ALTER "
     "ROLE <role> PASSWORD '...'; and if it has expired: ALTER ROLE <role> VALID UNTIL 'infinity'.",
     ('password authentication failed for user "<user>"',),

@@ -57,7 +57,8 @@ EMPTY = Kind(
     Severity.ERROR,
     "<variable> is empty",
     "This is what Railway makes of a reference to a service or a variable that does not exist.",
-    _REFERENCE,
+    _REFERENCE
+    + " Elsewhere, set it to postgresql://user:password@host:port/database, or unset it.",
     ("is empty: this is what Railway makes of a reference", _UNREADABLE_ERROR),
 )
 REFERENCE = Kind(
@@ -104,8 +105,8 @@ PORT = Kind(
     Severity.ERROR,
     "There is no such port: <message>",
     "A port is a number from 1 to 65535, in digits.",
-    "Correct it: PostgreSQL has 5432 in the private network, and the TCP proxy has another, "
-    "in RAILWAY_TCP_PROXY_PORT.",
+    "Correct it: PostgreSQL itself has 5432; on Railway, its TCP proxy has another, in "
+    "RAILWAY_TCP_PROXY_PORT.",
     ("allowed: a number from 1 to 65535", 'invalid port number: "<port>"'),
 )
 SCHEME = Kind(
@@ -121,7 +122,7 @@ UNREADABLE = Kind(
     Severity.ERROR,
     "<variable> cannot be read as a database URL",
     "Either it is no URL, or the user or the password in it holds one of the characters "
-    "@ : / ? # as it is.",
+    "@ : / ? # as it is: a second @, for example.",
     "Write it as scheme://user:password@host:port/database, with these characters "
     "percent-encoded in user and password: @ is %40, : is %3A, / is %2F, ? is %3F, # is %23.",
     ("cannot be read as a database URL", _UNREADABLE_ERROR),

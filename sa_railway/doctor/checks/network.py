@@ -35,8 +35,8 @@ REFUSED = Kind(
     "Nothing listens at <address>",
     "The machine is there and refuses the connection: the port is wrong, or the database is being "
     "restarted or has crashed.",
-    "Check the port: <server> has <standard> in the private network, and the TCP proxy has "
-    "another, in RAILWAY_TCP_PROXY_PORT. If it is right, look at the deployments and the log of "
+    "Check the port: <server> has <standard>; on Railway, its TCP proxy has another, in "
+    "RAILWAY_TCP_PROXY_PORT. If it is right, look at the deployments and the log of "
     "the database service; sa-railway wait waits for it.",
     (
         "port <port> failed: Connection refused",
