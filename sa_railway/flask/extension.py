@@ -79,7 +79,7 @@ class Railway:
     def init_app(self, app: Flask, db: SQLAlchemy | None = None) -> None:
         """Take over the end of the sessions of *app*; once for each app, after ``db.init_app()``.
 
-        The application also gets the commands ``flask railway doctor`` and ``flask railway wait``.
+        The application also gets the commands ``flask railway doctor`` and others.
 
         Args:
             app: a configured application.

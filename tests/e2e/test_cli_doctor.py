@@ -208,7 +208,7 @@ def test_wrong_usage_as_json(command):
     message = "replicas is 0; allowed: a whole number, 1 or more"
     status, out, err = run(command, "--replicas", "0", "--json")
 
-    assert (status, err) == (2, f"sa-railway {command}: {message}\n")
+    assert (status, err) == (2, f"Error: {message}\n")
     assert json.loads(out) == {"error": message}
 
 
@@ -220,7 +220,7 @@ def test_wrong_usage_as_json(command):
     ],
 )
 def test_wrong_usage(arguments, message):
-    assert run("doctor", *arguments) == (2, "", f"sa-railway doctor: {message}\n")
+    assert run("doctor", *arguments) == (2, "", f"Error: {message}\n")
 
 
 def test_the_url_that_is_used():
@@ -343,5 +343,5 @@ def test_a_budget_of_bad_numbers():
     assert run("budget", "--overlap", "0") == (
         2,
         "",
-        "sa-railway budget: overlap is 0; allowed: a whole number, 1 or more\n",
+        "Error: overlap is 0; allowed: a whole number, 1 or more\n",
     )

@@ -172,10 +172,10 @@ def test_the_revision_of_the_code(guarded_postgres, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--timeout", "0"], "sa-railway wait: timeout is 0.0; allowed: more than 0 seconds\n"),
+        (["--timeout", "0"], "Error: timeout is 0.0; allowed: more than 0 seconds\n"),
         (
             ["--revision", "head", "--alembic-config", "absent.ini"],
-            "sa-railway wait: alembic_config is 'absent.ini', which is no file; allowed: the path "
+            "Error: alembic_config is 'absent.ini', which is no file; allowed: the path "
             "of an alembic.ini\n",
         ),
     ],
@@ -189,7 +189,7 @@ def test_a_url_that_cannot_be_used():
 
     assert status == 2
     assert out == ""
-    assert err.startswith("sa-railway wait: url is half-rendered, its host or port is empty: ")
+    assert err.startswith("Error: url is half-rendered, its host or port is empty: ")
     assert MARK not in err
 
 

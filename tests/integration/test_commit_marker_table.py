@@ -126,13 +126,12 @@ def test_the_sql_that_is_printed_creates_it(command, engine):
         (
             ["--drop", "--grant-to", "app"],
             2,
-            "sa-railway commit-marker: --grant-to is given; allowed: together with --create, or "
-            "with --sql alone",
+            "Error: --grant-to is given; allowed: together with --create, or with --sql alone",
         ),
         (
             ["sqlite://", "--create"],
             2,
-            "sa-railway commit-marker: the database is sqlite; allowed: PostgreSQL, the only "
+            "Error: the database is sqlite; allowed: PostgreSQL, the only "
             "database with commit markers",
         ),
     ],
@@ -218,6 +217,6 @@ def test_without_a_url_it_says_what_is_missing(command, monkeypatch):
     assert command() == (
         2,
         "",
-        "sa-railway commit-marker: there is no URL, and without one the database is SQLite; pass a "
+        "Error: there is no URL, and without one the database is SQLite; pass a "
         "URL, or set DATABASE_URL\n",
     )

@@ -1,8 +1,9 @@
-"""``flask railway doctor`` and ``flask railway wait``."""
+"""The commands ``flask railway``."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -62,7 +63,29 @@ def test_the_doctor_examines_another_bind(run: Run):
 
 
 def test_waiting(run: Run):
-    assert run("wait", "--table", "orders") == (0, "", "")
+    status, out, err = run("wait", "--table", "orders")
+
+    assert (status, err) == (0, "")
+    assert re.fullmatch(r"ready after [\d.]+ s: postgresql\+psycopg2://.*\n", out)
+    assert run("wait", "--quiet") == (0, "", "")
+    assert json.loads(run("wait", "--json")[1])["ready"] is True
+
+
+def test_the_budget_is_that_of_the_engine_of_the_application(run: Run):
+    expected = (
+        "At peak 240: 2 replicas x 4 processes x 15 connections x 2 deployments at once.\n"
+        "The server's limit is not known; SHOW max_connections tells it.\n"
+    )
+
+    assert run("budget", "--replicas", "2", "--processes", "4") == (0, expected, "")
+
+
+def test_the_table_of_commit_markers_is_made_in_the_database_of_the_application(run: Run):
+    status, out, err = run("commit-marker", "--create")
+
+    assert (status, err) == (0, "")
+    assert out.startswith("public.sa_railway_commit_marker can be used, and holds 0 markers: ")
+    assert run("commit-marker", "--drop")[0] == 0
 
 
 def test_waiting_for_what_does_not_come(run: Run):
@@ -88,4 +111,4 @@ def test_wrong_usage(run: Run, arguments: list[str], message: str):
     status, out, err = run(*arguments)
 
     assert (status, out) == (2, "")
-    assert err.endswith(f"\nError: {message}\n")
+    assert err == f"Error: {message}\n"

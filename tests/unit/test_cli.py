@@ -1,4 +1,7 @@
-"""The command line, as far as nobody connects."""
+"""The command line, as far as nothing is connected."""
+
+import json
+import re
 
 import pytest
 
@@ -9,25 +12,48 @@ from sa_railway.cli import main
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "sa-railway: error: the following arguments are required: COMMAND\n"),
-        (["wait", "--table"], "sa-railway wait: error: argument --table: expected one argument\n"),
+        (["nope"], "No such command 'nope'."),
+        (["wait", "--table"], "Option '--table' requires an argument."),
         (
             ["wait", "--timeout", "soon"],
-            "sa-railway wait: error: argument --timeout: invalid float value: 'soon'\n",
+            "Invalid value for '--timeout': 'soon' is not a valid float.",
         ),
     ],
 )
 def test_arguments_that_cannot_be_parsed(capsys, arguments, message):
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
+    assert main(arguments) == 2
 
-    assert caught.value.code == 2
-    assert capsys.readouterr().err.endswith(message)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith(f"Error: {message}\n")
+
+
+def test_machines_read_what_was_wrong_with_the_arguments(capsys):
+    assert main(["doctor", "--json", "--nope"]) == 2
+
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"error": "No such option '--nope'."}
+    assert err.endswith("\nError: No such option '--nope'.\n")
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    status = main([])
+    help_of = capsys.readouterr()
+
+    assert main(["--help"]) == 0
+    assert (status, capsys.readouterr().out) == (2, help_of.err)
 
 
 def test_the_version(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["--version"])
-
-    assert caught.value.code == 0
+    assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"sa-railway {sa_railway.__version__}\n"
+
+
+def test_a_default_that_stands_for_a_missing_url_is_named(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["wait"]) == 0
+    assert re.fullmatch(
+        r"ready after [\d.]+ s: sqlite:///app\.db \(no database URL is set\)\n",
+        capsys.readouterr().out,
+    )
