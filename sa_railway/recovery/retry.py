@@ -4,24 +4,45 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overload
 
-import tenacity
-
 from sa_railway.commit.ambiguity import mark_errors
+from sa_railway.config.profile import suggest
 from sa_railway.exc import ConfigurationError
-from sa_railway.recovery.limits import Limits, find_limits
-from sa_railway.recovery.run import Run
+from sa_railway.recovery.retry_loop import Attempt, RetryLoop, RetryPolicy
 from sa_railway.recovery.sessions import check_session, is_asyncio, open_sessions
 
 if TYPE_CHECKING:
     from sa_railway.recovery.sessions import AnySession
 
-__all__ = ["Retry", "retry"]
+__all__ = ["PRESETS", "Retry", "retry"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+PRESETS: Mapping[str, RetryPolicy] = {
+    # the deadline is below Gunicorn's worker timeout of 30: a client waits for the answer
+    "query": RetryPolicy(attempts=3, deadline=20.0, backoff_base=0.5, backoff_cap=5.0),
+    # the deadline is that of wait_for_database()
+    "startup": RetryPolicy(attempts=5, deadline=120.0, backoff_base=2.0, backoff_cap=32.0),
+}
+
+
+def _find_policy(preset: str, **overrides: Any) -> RetryPolicy:
+    """Return the policy of *preset*, with those *overrides* that are not None.
+
+    Raises:
+        ConfigurationError: there is no such preset, or a number cannot be used.
+    """
+    if preset not in PRESETS:
+        raise ConfigurationError(
+            f"preset is {preset!r}; allowed: {', '.join(PRESETS)}{suggest(preset, PRESETS)}"
+        )
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return replace(PRESETS[preset], **given)
+
 
 mark_errors()  # when this is imported, and not when engines are in use
 
@@ -97,24 +118,24 @@ def retry(
         Exception: when the work is run, that of the last attempt, with a note on how many there
             were.
     """
-    limits = find_limits(
+    policy = _find_policy(
         preset if isinstance(preset, str) else "query",
         attempts=attempts,
         deadline=deadline,
         backoff_base=backoff_base,
         backoff_cap=backoff_cap,
     )
-    again = Retry(limits, session)
+    again = Retry(policy, session)
     return again if isinstance(preset, str) else again(preset)
 
 
 class Retry:
     """How to run work again: a decorator and a loop, made by ``retry()``, which documents it."""
 
-    def __init__(self, limits: Limits, session: AnySession | None) -> None:
+    def __init__(self, policy: RetryPolicy, session: AnySession | None) -> None:
         if session is not None:
             check_session(session)
-        self._limits = limits
+        self._policy = policy
         self._session = session
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
@@ -141,21 +162,22 @@ class Retry:
 
         return again
 
-    def __iter__(self) -> Iterator[tenacity.AttemptManager]:
+    def __iter__(self) -> Iterator[Attempt]:
         """Yield the attempts, each to be used as ``with attempt:`` around all of the work."""
         self._refuse_asyncio()
         run = self._begin("a block")
         with run.explained():
             for attempt in run.loop():
-                yield attempt
-                _check_use(attempt)
+                used = Attempt(attempt)
+                yield used
+                _check_use(used)
 
-    def __aiter__(self) -> AsyncIterator[tenacity.AttemptManager]:
+    def __aiter__(self) -> AsyncIterator[Attempt]:
         """Yield the attempts, for ``async for`` and a plain ``with attempt:``."""
         return _AsyncAttempts(self._begin("a block"))
 
-    def _begin(self, name: str, *arguments: object) -> Run:
-        return Run(name, self._limits, open_sessions(self._session, arguments))
+    def _begin(self, name: str, *arguments: object) -> RetryLoop:
+        return RetryLoop(name, self._policy, open_sessions(self._session, arguments))
 
     def _refuse_asyncio(self) -> None:
         if is_asyncio(self._session):
@@ -172,25 +194,25 @@ class _AsyncAttempts:
     Not an asynchronous generator, which the loop would have to close later if a ``return`` left it.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RetryLoop) -> None:
         self._run = run
         self._loop = run.async_loop().__aiter__()
-        self._attempt: tenacity.AttemptManager | None = None
+        self._attempt: Attempt | None = None
 
     def __aiter__(self) -> _AsyncAttempts:
         return self
 
-    async def __anext__(self) -> tenacity.AttemptManager:
+    async def __anext__(self) -> Attempt:
         if self._attempt is not None:
             _check_use(self._attempt)
         with self._run.explained():
-            self._attempt = await self._loop.__anext__()
+            self._attempt = Attempt(await self._loop.__anext__())
         return self._attempt
 
 
-def _check_use(attempt: tenacity.AttemptManager) -> None:
+def _check_use(attempt: Attempt) -> None:
     """Refuse to go on without knowing how the attempt went: the loop would never end."""
-    if attempt.retry_state.outcome is None:
+    if not attempt.is_over:
         raise ConfigurationError(
             "an attempt of retry() was not used; write `with attempt:` around the work"
         )

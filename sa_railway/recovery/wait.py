@@ -24,7 +24,7 @@ from sqlalchemy.pool import NullPool
 from sa_railway.config.options import CONNECT_TIMEOUTS
 from sa_railway.config.url import find_url
 from sa_railway.engine.attempt import limit_of
-from sa_railway.engine.state import engine_name
+from sa_railway.engine.state import engine_name, fault_kinds_of
 from sa_railway.engine.stopping import is_stopping, watch
 from sa_railway.engine.waiting import backoff_delay, is_impatient
 from sa_railway.engine.watchdog import limit
@@ -131,6 +131,7 @@ class Wait:
         _attach(engine)
         watch()
         self._name = engine_name(engine)
+        self._kinds = fault_kinds_of(engine)
         self._timeout = timeout
         self._gate = gate
         self._say = progress or _default_progress()
@@ -162,7 +163,7 @@ class Wait:
 
     def delay_after(self, error: Exception) -> float | None:
         """Return the pause in seconds before the next attempt; None if *error* ends the wait."""
-        fault = classify(error)
+        fault = classify(error, kinds=self._kinds)
         if fault.kind is FaultKind.CONNECT_PERMANENT:
             error.add_note(f"sa_railway: {fault.advice}")
         if fault.kind not in AWAY:

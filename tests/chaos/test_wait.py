@@ -199,6 +199,17 @@ def test_what_waiting_cannot_mend_is_raised_at_once(
     assert MARK not in str(caught.value) + "".join(caught.value.__notes__)
 
 
+def test_what_an_engine_says_of_errors_counts(postgres):
+    """A database that another service is about to create, for instance."""
+    url = postgres.url.set(database="absent")
+    engine = sa_railway.create_engine(url, fault_kinds={"3D000": "connect-transient"})
+
+    with pytest.raises(sqlalchemy.exc.OperationalError) as caught:
+        wait_for_database(engine, timeout=0.1)
+
+    assert caught.value.__notes__[0].startswith("sa_railway: waited ")
+
+
 def test_a_certificate_that_cannot_be_had_is_raised_at_once(postgres):
     lines = []
     url = postgres.url.update_query_dict({"sslmode": "require"})

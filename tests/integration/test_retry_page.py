@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.pool import NullPool
 
 from sa_railway import exc, retry
-from sa_railway.recovery.limits import PRESETS
+from sa_railway.recovery.retry import PRESETS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "retry.md").read_text()
 

@@ -9,7 +9,7 @@ import pytest
 
 from sa_railway import Profile, run_transaction, wait_for_database
 from sa_railway.recovery import wait
-from sa_railway.recovery.limits import PRESETS
+from sa_railway.recovery.retry import PRESETS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "limits.md").read_text()
 ROWS = {

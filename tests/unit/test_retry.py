@@ -29,7 +29,7 @@ from sa_railway.exc import (
     ConfigurationError,
     DatabaseUnavailableError,
 )
-from sa_railway.recovery import run
+from sa_railway.recovery import retry_loop
 
 
 class Clock:
@@ -53,15 +53,15 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(run, "time", clock)
+    monkeypatch.setattr(retry_loop, "time", clock)
     monkeypatch.setattr(tenacity, "time", clock)
-    monkeypatch.setattr(run, "asyncio", SimpleNamespace(sleep=clock.sleep_async))
+    monkeypatch.setattr(retry_loop, "asyncio", SimpleNamespace(sleep=clock.sleep_async))
     return clock
 
 
 @pytest.fixture(autouse=True)
 def longest_waits(monkeypatch):
-    monkeypatch.setattr(run, "random", SimpleNamespace(uniform=lambda low, high: high))
+    monkeypatch.setattr(retry_loop, "random", SimpleNamespace(uniform=lambda low, high: high))
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_waits_double_up_to_the_cap(clock):
 
 
 def test_a_wait_is_drawn_from_its_upper_half(monkeypatch, clock):
-    monkeypatch.setattr(run, "random", SimpleNamespace(uniform=lambda low, high: low))
+    monkeypatch.setattr(retry_loop, "random", SimpleNamespace(uniform=lambda low, high: low))
 
     retry("startup")(failing(*(deadlock() for _ in range(4))))()
 
@@ -316,7 +316,7 @@ def test_an_attempt_knows_its_number():
     numbers = []
     for attempt in retry():
         with attempt:
-            numbers.append(attempt.retry_state.attempt_number)
+            numbers.append(attempt.number)
             if len(numbers) < 3:
                 raise deadlock()
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 import tenacity
@@ -20,25 +23,76 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sa_railway import events
 from sa_railway.commit.ambiguity import engine_of, is_in_doubt, kinds_of
 from sa_railway.engine.stopping import is_stopping
-from sa_railway.exc import CommitOutcomeUnknownError
+from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError
 from sa_railway.faults import FaultKind, classify
 from sa_railway.faults.origin import is_of_database, members
-from sa_railway.recovery.limits import Limits
 
 if TYPE_CHECKING:
     from sa_railway.recovery.sessions import OpenSession
 
-__all__ = ["Run"]
+__all__ = ["Attempt", "RetryLoop", "RetryPolicy"]
 
 logger = logging.getLogger("sa_railway.recovery.retry")
 
 
-class Run:
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """The numbers of one ``retry()``, which documents them. Times are seconds."""
+
+    attempts: int
+    deadline: float
+    backoff_base: float
+    backoff_cap: float
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no attempt, or no end."""
+        if type(self.attempts) is not int or self.attempts < 1:  # True is an int, too
+            raise ConfigurationError(
+                f"attempts is {self.attempts!r}; allowed: a whole number, 1 or more"
+            )
+        for name in ("deadline", "backoff_base", "backoff_cap"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise ConfigurationError(f"{name} is {value!r}; allowed: more than 0 seconds")
+
+
+class Attempt:
+    """One attempt of a loop, to be used as ``with attempt:`` around all of the work.
+
+    Attributes:
+        number: 1 for the first attempt.
+    """
+
+    def __init__(self, attempt: tenacity.AttemptManager) -> None:
+        self._attempt = attempt
+        self.number: int = attempt.retry_state.attempt_number
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its block has ended, in one way or another."""
+        return self._attempt.retry_state.outcome is not None
+
+    def __enter__(self) -> Attempt:
+        """Begin the attempt."""
+        self._attempt.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        """Keep *error* if another attempt is to follow; the loop raises it otherwise."""
+        return self._attempt.__exit__(kind, error, trace)
+
+
+class RetryLoop:
     """One use of a ``Retry``: what tenacity asks on the way, and what has happened so far."""
 
-    def __init__(self, name: str, limits: Limits, sessions: list[OpenSession]) -> None:
+    def __init__(self, name: str, policy: RetryPolicy, sessions: list[OpenSession]) -> None:
         self._name = name
-        self._limits = limits
+        self._policy = policy
         self._sessions = sessions
         self._handled_before = sys.exception()
         self._started = time.monotonic()
@@ -58,12 +112,12 @@ class Run:
         )
 
     def _strategies(self) -> dict[str, Any]:
-        limits = self._limits
+        policy = self._policy
         return {
             "retry": self._is_worthwhile,
             "wait": self._delay,
-            "stop": tenacity.stop_after_attempt(limits.attempts)
-            | tenacity.stop_before_delay(limits.deadline),
+            "stop": tenacity.stop_after_attempt(policy.attempts)
+            | tenacity.stop_before_delay(policy.deadline),
             "before_sleep": self._tell,
             "reraise": True,
         }
@@ -103,8 +157,8 @@ class Run:
         return None
 
     def _delay(self, state: tenacity.RetryCallState) -> float:
-        limits = self._limits
-        ceiling = tenacity.wait_exponential(limits.backoff_base, limits.backoff_cap)(state)
+        policy = self._policy
+        ceiling = tenacity.wait_exponential(policy.backoff_base, policy.backoff_cap)(state)
         # the lower half is kept: a few attempts that come all at once are wasted on an outage
         delay = random.uniform(ceiling / 2, ceiling)  # noqa: S311 - spreads load, guards nothing
         # a DatabaseUnavailableError knows when it makes sense to ask again
