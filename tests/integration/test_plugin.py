@@ -38,7 +38,7 @@ def carries_behaviours(engine):
     return (
         engine in fork.engines()
         and "do_ping" in vars(engine.dialect)
-        and isinstance(liveness._pooled[weakref.ref(driver_connection)].since, float)
+        and isinstance(liveness._pooled[id(driver_connection)].since, float)
     )
 
 
@@ -184,7 +184,7 @@ def test_pre_ping_switched_off_in_an_ini_file(postgres, dispose):
 
     with engine.connect() as connection:
         driver_connection = connection.connection.driver_connection
-    assert weakref.ref(driver_connection) not in liveness._pooled
+    assert id(driver_connection) not in liveness._pooled
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
