@@ -13,7 +13,7 @@ MINUTES := 20
 SEED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint bench soak model downstream applications test-sa20 docs dist clean
+.PHONY: help test demo lint bench soak model downstream applications test-sa20 test-lowest docs dist clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ applications: .venv-applications/.installed  ## MLflow, Flask-Migrate, Celery, O
 test-sa20: .venv-sa20/.installed  ## run the tests, but for e2e, on SQLAlchemy 2.0 and Gunicorn 23
 	.venv-sa20/bin/pytest $(PARALLEL) tests/unit tests/integration tests/chaos $(EVENTLET)
 
+test-lowest: .venv-lowest/.installed  ## run the tests, but for e2e, on the lowest versions that are allowed
+	.venv-lowest/bin/pytest $(PARALLEL) tests/unit tests/integration tests/chaos
+
 # the last Gunicorn with a worker class for eventlet
 EVENTLET := "tests/e2e/test_servers.py::test_no_request_fails_with_the_connections_that_it_would_have_used[gunicorn eventlet]"
 
@@ -69,6 +72,7 @@ clean:  ## remove the virtual environments and caches
 .venv-downstream/.installed: packages := --group tests Flask-Migrate mock
 .venv-applications/.installed: packages := --group tests mlflow-skinny Flask-Migrate celery optuna fastapi uvicorn
 .venv-sa20/.installed: packages := --group tests 'SQLAlchemy<2.1' 'gunicorn<24'
+.venv-lowest/.installed: packages := --group tests --constraint tests/lowest.txt
 
 %/.installed: pyproject.toml
 	@for python in $(PYTHON); do \

@@ -15,3 +15,11 @@ def tests(session: nox.Session, sqlalchemy: str) -> None:
     session.install("--editable", ".", "--group", "tests", f"SQLAlchemy=={sqlalchemy}.*")
     session.run("python", "tests/ensure_postgres.py")
     session.run("pytest", *session.posargs)
+
+
+@nox.session(python="3.11")
+def lowest(session: nox.Session) -> None:
+    """Run the tests on the lowest versions that are allowed of all dependencies."""
+    session.install("--editable", ".", "--group", "tests", "--constraint", "tests/lowest.txt")
+    session.run("python", "tests/ensure_postgres.py")
+    session.run("pytest", *(session.posargs or ("tests/unit", "tests/integration", "tests/chaos")))

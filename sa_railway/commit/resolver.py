@@ -30,8 +30,9 @@ from sa_railway.commit.decision import Outcome, Ticket
 from sa_railway.commit.marker import Marker, MarkerTable
 from sa_railway.commit.status import Inquiry
 from sa_railway.commit.wire import is_lost, sqlstate_of
-from sa_railway.commit.work import Work, is_idle, work_on
+from sa_railway.commit.work import Work, work_on
 from sa_railway.config.profile import Profile
+from sa_railway.engine.driver import is_idle
 from sa_railway.engine.guard import guarded
 from sa_railway.engine.state import engine_name
 from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError
@@ -176,7 +177,8 @@ class _Resolver:
     @guarded
     def check_rights(self, _connection: object, record: ConnectionPoolEntry) -> None:
         """Say at the first connect what the role lacks for a proof."""
-        missing = self._inquiry.unreadable(record)
+        is_free = is_idle(record.driver_connection)  # a creator's may be shared, and in use
+        missing = self._inquiry.unreadable(record) if is_free else []
         if missing:
             logger.warning(
                 "%s: a COMMIT whose answer is lost will often have an unknown outcome, because the "
@@ -187,13 +189,19 @@ class _Resolver:
     @guarded
     def find_markers(self, _connection: object, record: ConnectionPoolEntry) -> None:
         """Look for the table of markers, until it was found."""
-        self._markers.find(record)
+        if is_idle(record.driver_connection):  # a creator's may be shared, and in use
+            self._markers.find(record)
 
     def do_commit(self, proxied: PoolProxiedConnection) -> None:
         """Commit; if the answer is lost, find out what it was, and give it."""
         state = self._state_of(proxied)
         if state is None:
             self._do_commit(proxied)
+            return
+        if proxied.driver_connection is None:  # detached: the pool knows it no more
+            state.writes = state.sent = True
+            self._do_commit(proxied)
+            state.outcome = Outcome.COMMITTED
             return
         work = work_on(proxied.driver_connection)
         if state.writes is None:

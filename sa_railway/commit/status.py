@@ -19,7 +19,8 @@ from sa_railway.commit.wire import (
     is_refusal,
     sqlstate_of,
 )
-from sa_railway.commit.work import Work, is_idle
+from sa_railway.commit.work import Work
+from sa_railway.engine.driver import is_idle
 from sa_railway.faults import first_line
 
 __all__ = ["MAY_END", "WAIT_FOR_STANDBYS", "Inquiry"]

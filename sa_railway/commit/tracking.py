@@ -21,11 +21,11 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.engine.default import DefaultDialect
 
-from sa_railway.commit.work import Work, is_idle, work_on
+from sa_railway.commit.work import Work, work_on, works
+from sa_railway.engine.driver import is_idle
 
 __all__ = ["has_plain_commit", "track", "unseen_cursor"]
 
-_WORK = "railway_work"
 # What a driver's cursor or connection can be told to do, where it has it.
 _COMMANDS = "callproc copy copy_expert copy_from copy_to execute executemany stream".split()
 _ASYNCPG_COMMANDS = (
@@ -35,21 +35,53 @@ _ASYNCPG_COMMANDS = (
 # What it sets for as long as the connection lives, by no statement of the caller's.
 _ASYNCPG_SETTINGS = ("add_listener reset_type_codec set_builtin_type_codec set_type_codec").split()
 
-# A derived class is made once. Those of a program that makes its own for every connection go again.
-_remembered = functools.lru_cache(maxsize=64)
+
+class _Same:
+    """A class as a key, by its identity: a metaclass may make classes equal."""
+
+    def __init__(self, of: Any) -> None:
+        self.of = of
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.of is other.of
+
+    def __hash__(self) -> int:
+        return id(self.of)
+
+
+def _remembered(derive: Callable[..., Any]) -> Callable[..., Any]:
+    """Let *derive* make each class once. Those of a program that makes many go again."""
+
+    @functools.lru_cache(maxsize=64)
+    def derived(base: _Same, *args: Any) -> Any:
+        return derive(base.of, *args)
+
+    @functools.wraps(derive)
+    def remembered(base: Any, *args: Any) -> Any:
+        return derived(_Same(base), *args)
+
+    return remembered
+
 
 _Args = tuple[Any, ...]
 _Kwargs = dict[str, Any]
 _Look = Callable[[Any, _Args, _Kwargs], None]
+
+# Whose classes are known to be made for others to derive from.
+_DRIVERS = ("psycopg", "asyncpg.", "builtins", f"{__package__}.", "sqlalchemy.")
 
 # Modules whose calls of asyncpg are not the application's.
 _NO_APPLICATION = ("asyncpg.", "sqlalchemy.dialects.", f"{__package__}.")
 
 
 def unseen_cursor(connection: Any, **arguments: Any) -> Any:
-    """Return a cursor of psycopg's *connection* for what is no work of the application."""
-    factory = connection.cursor_factory
-    return getattr(factory, "railway_base", factory)(connection, **arguments)
+    """Return a cursor of psycopg's *connection* for what is no work of the application.
+
+    It is of psycopg's own class: the application's may be anything that it can work with.
+    """
+    psycopg = sys.modules["psycopg"]
+    is_async = hasattr(connection, "__aenter__")
+    return (psycopg.AsyncCursor if is_async else psycopg.Cursor)(connection, **arguments)
 
 
 def track(engine: Engine) -> None:
@@ -72,7 +104,8 @@ def _psycopg2(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
         if seen is None:
             return connect(*args, **kwargs)
         connection = connect(*args, **{**kwargs, "connection_factory": seen})
-        connection.railway_work = Work(is_seen=True)
+        if isinstance(connection, seen):  # and not one that a replaced connect() has at hand
+            works.add(connection, Work(is_seen=True))
         return connection
 
     return tracked
@@ -106,20 +139,19 @@ def _psycopg2_connection(base: Any, extensions: Any) -> Any:
         return base.lobject(self, *args, **kwargs)
 
     rooted = _derive(root, __slots__=(), cursor=cursor)
-    members = {"commit": _seen_commit(base), "lobject": lobject}
+    members: dict[str, Any] = {"commit": _seen_commit(base), "lobject": lobject}
     if base is not root:  # whose own cursor(), if it has one, comes first
-        rooted = _derive(base, bases=(base, rooted))
+        rooted = _derive(base, bases=(base, rooted), __slots__=())
         members["cursor"] = _seen_cursor(rooted)
-    return _derive(rooted, bases=(rooted,), **members)
+    return _derive(rooted, bases=(rooted,), __slots__=(), **members)
 
 
 def _seen_cursor(base: Any) -> Callable[..., Any]:
     """Return the ``cursor()`` of the driver's connection *base*, with every command seen."""
-    inherited = base.cursor
 
-    @functools.wraps(inherited)
+    @functools.wraps(base.cursor)
     def cursor(self: Any, *args: Any, **kwargs: Any) -> Any:
-        made = inherited(self, *args, **kwargs)
+        made = _inherited(base, "cursor", self)(*args, **kwargs)
         if not hasattr(made, "railway_base"):
             seen = _seen_or_none(_cursor_class, type(made))
             try:
@@ -140,7 +172,7 @@ def _seen_commit(base: Any) -> Callable[[Any], Any]:
         if refuse_end is not None:
             refuse_end("COMMIT")
 
-    return _preceded(base.commit, refuse)
+    return _preceded(base, "commit", refuse)
 
 
 def _psycopg(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
@@ -155,8 +187,8 @@ def _psycopg(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
         else:
             connection = connect(*args, **kwargs)
         driver = getattr(connection, "driver_connection", connection)  # of SQLAlchemy's adapter
-        if not hasattr(driver, _WORK):  # a creator may hand out a connection once more
-            if not hasattr(driver, "railway_has_plain_commit"):
+        if id(driver) not in works:  # a creator may hand out a connection once more
+            if not hasattr(driver, "railway_base"):
                 seen = _seen_or_none(_psycopg_connection, type(driver))
                 if seen is None:
                     return connection
@@ -164,7 +196,7 @@ def _psycopg(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
             for name in ("cursor_factory", "server_cursor_factory"):
                 factory = getattr(driver, name)
                 setattr(driver, name, _seen_or_none(_cursor_class, factory) or factory)
-        driver.railway_work = Work(is_seen=True)
+        works.add(driver, Work(is_seen=True))
         return connection
 
     return tracked
@@ -173,10 +205,9 @@ def _psycopg(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
 @_remembered
 def _psycopg_connection(base: Any) -> Any:
     """Return *base* with cursors that are seen, and psycopg's own transactions."""
-    is_own = base.commit.__module__.startswith("psycopg.")
     return _derive(
         base,
-        railway_has_plain_commit=is_own,
+        railway_base=base,
         commit=_seen_commit(base),
         cursor=_seen_cursor(base),
         transaction=_seen_transaction(base),
@@ -185,7 +216,6 @@ def _psycopg_connection(base: Any) -> Any:
 
 def _seen_transaction(base: Any) -> Callable[..., Any]:
     """Return the ``transaction()`` of psycopg's connection *base*, which commits by itself."""
-    inherited = base.transaction
 
     @contextmanager
     def counted(self: Any) -> Iterator[None]:
@@ -200,17 +230,21 @@ def _seen_transaction(base: Any) -> Callable[..., Any]:
 
     if hasattr(base, "__aenter__"):
 
+        @functools.wraps(base.transaction)
         @asynccontextmanager
         async def transaction(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
             with counted(self):
-                async with inherited(self, *args, **kwargs) as made:
+                inherited = _inherited(base, "transaction", self)
+                async with inherited(*args, **kwargs) as made:
                     yield made
 
         return transaction
 
+    @functools.wraps(base.transaction)
     @contextmanager
     def sync_transaction(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        with counted(self), inherited(self, *args, **kwargs) as made:
+        inherited = _inherited(base, "transaction", self)
+        with counted(self), inherited(*args, **kwargs) as made:
             yield made
 
     return sync_transaction
@@ -218,7 +252,8 @@ def _seen_transaction(base: Any) -> Callable[..., Any]:
 
 def has_plain_commit(connection: Any) -> bool:
     """Return whether ``commit()`` of psycopg's *connection* would do nothing but send COMMIT."""
-    is_own = getattr(connection, "railway_has_plain_commit", False)
+    commit = getattr(getattr(connection, "railway_base", None), "commit", None)
+    is_own = getattr(commit, "__module__", "").startswith("psycopg.")
     return is_own and work_on(connection).nesting == 0
 
 
@@ -234,8 +269,8 @@ def _asyncpg(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
         connection = connect(*args, **{**kwargs, "connection_class": seen})
         # The dialect chooses the adapter's class; a derived class without new slots may replace it.
         adapter = _seen_or_none(_asyncpg_adapter, type(connection))
-        if adapter is not None:
-            connection.driver_connection.railway_work = Work(is_seen=True)
+        if adapter is not None and isinstance(connection.driver_connection, seen):
+            works.add(connection.driver_connection, Work(is_seen=True))
             connection.__class__ = adapter
         return connection
 
@@ -256,17 +291,17 @@ def _asyncpg_connection(base: Any) -> Any:
             if name in ("cursor", "prepare"):  # executed whenever the caller likes
                 work.lose_sight()
 
-        return _OfApplication(getattr(base, name), look)
+        return _OfApplication(base, name, look)
 
     def note_setting(connection: Any, _args: _Args, _kwargs: _Kwargs) -> None:
         work_on(connection).has_session_state = True
 
     def setting(name: str) -> Callable[..., Any]:
-        return _preceded(getattr(base, name), note_setting)
+        return _preceded(base, name, note_setting)
 
     members: dict[str, Any] = {n: seen(n) for n in _ASYNCPG_COMMANDS if hasattr(base, n)}
     members |= {n: setting(n) for n in _ASYNCPG_SETTINGS if hasattr(base, n)}
-    return _derive(base, **members)
+    return _derive(base, __slots__=(), **members)
 
 
 @_remembered
@@ -290,7 +325,7 @@ def _asyncpg_cursor(base: Any) -> Any:
         work_on(driver).note(driver, args[0] if args else _statement(kwargs))
 
     names = ("execute", "executemany")
-    commands: dict[str, Any] = {name: _preceded(getattr(base, name), look) for name in names}
+    commands: dict[str, Any] = {name: _preceded(base, name, look) for name in names}
     return _derive(base, __slots__=(), **commands)
 
 
@@ -299,6 +334,8 @@ def _cursor_class(base: Any) -> Any:
     """Return the class *base* of a driver's cursors, with every command seen."""
     if hasattr(base, "railway_base"):
         return base
+    if not hasattr(base, "connection"):  # a class that wraps a cursor, and shows nothing of it
+        raise TypeError(base)
     writes_values = hasattr(base, "mogrify")  # psycopg2's, and ClientCursor of psycopg
     may_outlive = hasattr(base, "withhold")
 
@@ -311,12 +348,12 @@ def _cursor_class(base: Any) -> Any:
             values: Any = ()
             if writes_values and (kwargs or (len(args) > 1 and args[1] is not None)):
                 values = _values(name, args, kwargs)
-            work = getattr(connection, _WORK, None) or Work(is_seen=False)
+            work = works.get(id(connection)) or Work(is_seen=False)
             work.note(connection, statement, values)
             if may_outlive and cursor.withhold:  # WITH HOLD, which outlives the transaction
                 work.has_session_state = True
 
-        return _preceded(getattr(base, name), look)
+        return _preceded(base, name, look)
 
     commands: dict[str, Any] = {name: seen(name) for name in _COMMANDS if hasattr(base, name)}
     return _derive(base, __slots__=(), railway_base=base, **commands)
@@ -325,35 +362,58 @@ def _cursor_class(base: Any) -> Any:
 def _seen_or_none(derive: Callable[..., Any], base: Any, *args: Any) -> Any:
     """Return what *derive* makes of the class *base*; None if that is none, or lets none derive."""
     try:
-        return derive(base, *args) if isinstance(base, type) else None
+        is_safe = isinstance(base, type) and not any(map(_asks_for_its_class, base.__mro__))
+        return derive(base, *args) if is_safe else None
     except Exception:  # noqa: BLE001 - whatever the application's own class or metaclass raises
         return None
 
 
-def _preceded(inherited: Callable[..., Any], look: _Look) -> Callable[..., Any]:
-    """Return *inherited*, before which *look* is called, as a function of the same kind.
+def _asks_for_its_class(of: type) -> bool:
+    """Return whether a method of *of* may call ``super(self.__class__, self)``, which recurses."""
+    if of.__module__.startswith(_DRIVERS):
+        return False
+    codes = (getattr(member, "__code__", None) for member in vars(of).values())
+    return any(
+        code is not None and "super" in code.co_names and {"__class__", "type"} & {*code.co_names}
+        for code in codes
+    )
+
+
+def _inherited(base: Any, name: str, instance: Any) -> Any:
+    """Return the method *name* of the class *base* for *instance*.
+
+    It is looked up at each call: a test may replace it for a while, also before the first use.
+    """
+    found = getattr(base, name)
+    bind = getattr(type(found), "__get__", None)
+    return found if bind is None else bind(found, instance, type(instance))
+
+
+def _preceded(base: Any, name: str, look: _Look) -> Callable[..., Any]:
+    """Return the method *name* of *base*, before which *look* is called, of the same kind.
 
     Programs ask a function whether they have to await it, or iterate over it.
     """
 
     async def awaited(self: Any, *args: Any, **kwargs: Any) -> Any:
         look(self, args, kwargs)
-        return await inherited(self, *args, **kwargs)
+        return await _inherited(base, name, self)(*args, **kwargs)
 
     async def iterated_async(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         look(self, args, kwargs)
-        async with aclosing(inherited(self, *args, **kwargs)) as items:
+        async with aclosing(_inherited(base, name, self)(*args, **kwargs)) as items:
             async for item in items:
                 yield item
 
     def iterated(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         look(self, args, kwargs)
-        yield from inherited(self, *args, **kwargs)
+        yield from _inherited(base, name, self)(*args, **kwargs)
 
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
         look(self, args, kwargs)
-        return inherited(self, *args, **kwargs)
+        return _inherited(base, name, self)(*args, **kwargs)
 
+    inherited = getattr(base, name)
     preceded: Callable[..., Any] = called
     if inspect.iscoroutinefunction(inherited):
         preceded = awaited
@@ -371,14 +431,18 @@ class _OfApplication:
     them. They differ by the module that names the method: a coroutine, once made, is run by others.
     """
 
-    def __init__(self, inherited: Callable[..., Any], look: _Look) -> None:
-        self._inherited: Any = inherited
-        self._preceded: Any = _preceded(inherited, look)
+    def __init__(self, base: Any, name: str, look: _Look) -> None:
+        self._base = base
+        self._name = name
+        self._preceded: Any = _preceded(base, name, look)
 
     def __get__(self, connection: Any, owner: type) -> Any:
         caller = sys._getframe(1).f_globals.get("__name__", "")
-        function = self._inherited if caller.startswith(_NO_APPLICATION) else self._preceded
-        return function.__get__(connection, owner)
+        if not caller.startswith(_NO_APPLICATION):
+            return self._preceded.__get__(connection, owner)
+        if connection is None:
+            return getattr(self._base, self._name)
+        return _inherited(self._base, self._name, connection)
 
 
 def _statement(kwargs: dict[str, Any]) -> object:

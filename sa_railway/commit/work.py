@@ -10,10 +10,10 @@ from uuid import UUID
 
 from sa_railway.commit.decision import Server
 from sa_railway.commit.sql import READS, Writes, effects_of, ends_transaction, remembered
+from sa_railway.engine.driver import is_idle
+from sa_railway.engine.known import Known
 
-__all__ = ["Work", "is_idle", "work_on"]
-
-_IDLE = 0  # libpq's PQTRANS_IDLE
+__all__ = ["Work", "work_on", "works"]
 
 # A driver that writes values into the text itself puts these there as constants. Of others it may
 # make any SQL, as psycopg2 does of AsIs(), and of a tuple behind the name of a function.
@@ -105,20 +105,13 @@ class Work:
         self.writes = max(self.writes, Writes.MAYBE)
 
 
+# Of the connections that are seen. None is kept on them: an application's own class may refuse it.
+works: Known[Work] = Known()
+
+
 def work_on(driver_connection: Any) -> Work:
     """Return what has run on *driver_connection*; one that is not seen may have done anything."""
-    work: Work | None = getattr(driver_connection, "railway_work", None)
-    return work or Work(is_seen=False)
-
-
-def is_idle(connection: Any) -> bool:
-    """Return whether the driver's *connection* is in no transaction, as the server last said."""
-    if hasattr(connection, "get_transaction_status"):  # psycopg2
-        return bool(connection.get_transaction_status() == _IDLE)
-    if hasattr(connection, "pgconn"):  # psycopg
-        return bool(connection.pgconn.transaction_status == _IDLE)
-    # asyncpg, which has forgotten it of one that is closed
-    return not connection.is_closed() and not connection.is_in_transaction()
+    return works.get(id(driver_connection)) or Work(is_seen=False)
 
 
 def _is_constant(value: object) -> bool:

@@ -107,7 +107,7 @@ def options_for(
 def _without(arguments: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Copy *arguments* but for those that were *given*, also within ``connect_args``."""
     generated = {name: value for name, value in arguments.items() if name not in given}
-    in_given = given.get("connect_args") or {}
+    in_given = dict(given.get("connect_args") or {})
     connect_args = {
         name: _fresh(value)
         for name, value in arguments.get("connect_args", {}).items()
@@ -200,7 +200,7 @@ def _with_plugin(plugins: Any) -> list[str]:
 def _without_generated(given: Mapping[str, Any], generated: Mapping[str, Any]) -> dict[str, Any]:
     """Copy *given* but for what equals *generated*, also within ``connect_args``."""
     kept = {k: v for k, v in given.items() if k not in generated or v != generated[k]}
-    connect_args = given.get("connect_args") or {}
+    connect_args = dict(given.get("connect_args") or {})  # SQLAlchemy takes pairs as well
     defaults = generated.get("connect_args", {})
     kept["connect_args"] = {
         k: v for k, v in connect_args.items() if k not in defaults or v != defaults[k]

@@ -18,6 +18,8 @@ __all__ = [
     "duplicate",
     "identity",
     "is_asyncio",
+    "is_idle",
+    "is_in_transaction",
     "is_pooled",
     "shut_down",
 ]
@@ -28,6 +30,9 @@ Identity = tuple[int, int]
 # tcpi_bytes_received in Linux's struct tcp_info, which only ever grows at its end; since Linux 4.1.
 _BYTES_RECEIVED = slice(128, 136)
 _TCP_INFO = (_socket.IPPROTO_TCP, getattr(_socket, "TCP_INFO", 11), 136)
+
+_IDLE = 0  # libpq's PQTRANS_IDLE
+_WITHIN = (1, 2, 3)  # PQTRANS_ACTIVE, PQTRANS_INTRANS, PQTRANS_INERROR
 
 # Linux gives no process a higher id, and no other system does.
 _MAX_PID = 2**22
@@ -90,6 +95,27 @@ def duplicate(descriptor: int) -> contextlib.closing[_socket.socket]:
 def is_asyncio(driver_connection: Any) -> bool:
     """Return whether the connection works in an event loop: psycopg's and asyncpg's for asyncio."""
     return inspect.iscoroutinefunction(getattr(driver_connection, "close", None))
+
+
+def is_idle(driver_connection: Any) -> bool:
+    """Return whether it is in no transaction, as the server last said; for PostgreSQL's drivers."""
+    if hasattr(driver_connection, "get_transaction_status"):  # psycopg2
+        return bool(driver_connection.get_transaction_status() == _IDLE)
+    if hasattr(driver_connection, "pgconn"):  # psycopg
+        return bool(driver_connection.pgconn.transaction_status == _IDLE)
+    # asyncpg, which has forgotten it of one that is closed
+    return not driver_connection.is_closed() and not driver_connection.is_in_transaction()
+
+
+def is_in_transaction(driver_connection: Any) -> bool:
+    """Return whether it is known to be in a transaction, with any driver; False if it is closed."""
+    if hasattr(driver_connection, "get_transaction_status"):  # psycopg2
+        return driver_connection.get_transaction_status() in _WITHIN
+    if hasattr(driver_connection, "pgconn"):  # psycopg
+        return driver_connection.pgconn.transaction_status in _WITHIN
+    if hasattr(driver_connection, "is_in_transaction"):  # asyncpg
+        return not driver_connection.is_closed() and bool(driver_connection.is_in_transaction())
+    return bool(getattr(driver_connection, "in_transaction", False))  # sqlite3
 
 
 def is_pooled(driver_connection: Any) -> bool:

@@ -12,6 +12,7 @@ rollback and its close do nothing, and everything else is refused.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import weakref
@@ -61,7 +62,8 @@ def listen(engine: Engine) -> None:
         descriptor = descriptor_of(connection)
         found = identity(descriptor) if descriptor is not None else None
         if connection is not None and found is not None:
-            _opened.add(connection, _Opened(found, owner, weakref.ref(record)))
+            with contextlib.suppress(TypeError):  # it allows no weak reference to itself
+                _opened.add(connection, _Opened(found, owner, weakref.ref(record)))
 
     event.listen(engine, "connect", remember)
 

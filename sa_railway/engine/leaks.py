@@ -106,7 +106,10 @@ def _checkout(holdings: _Holdings, *, is_async: bool) -> Callable[..., None]:
     def checkout(dbapi_connection: object, record: object, proxy: object) -> None:
         stack: Stack = []
         append = stack.append
-        frame: FrameType | None = get_frame(_OWN)
+        try:
+            frame: FrameType | None = get_frame(_OWN)
+        except ValueError:  # a thread or greenlet that does nothing but the checkout
+            frame = None
         for _ in _DEPTH:
             if frame is None:
                 break

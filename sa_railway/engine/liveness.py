@@ -32,7 +32,13 @@ from sqlalchemy.pool import ConnectionPoolEntry, SingletonThreadPool, StaticPool
 from sa_railway import events
 from sa_railway.config.profile import Profile
 from sa_railway.engine import native, process
-from sa_railway.engine.driver import bytes_received, descriptor_of, is_pooled, shut_down
+from sa_railway.engine.driver import (
+    bytes_received,
+    descriptor_of,
+    is_in_transaction,
+    is_pooled,
+    shut_down,
+)
 from sa_railway.engine.known import Known
 from sa_railway.engine.state import engine_name
 from sa_railway.engine.waiting import running_loop
@@ -230,12 +236,14 @@ class _Liveness:
         if pooled is None:
             return self._examine(dbapi_connection, connection)
         since, pooled.since = pooled.since, None
-        if since is None:  # the caller that has it wants a ping, and gets the dialect's own
+        if since is None and not is_in_transaction(connection):
+            # the caller that has it wants a ping, and gets the dialect's own
             return self._ping(dbapi_connection)
         if pooled.loop is not None:
             _refuse_foreign(connection, pooled)
         if (
-            time.monotonic() - since < self._trust_idle
+            since is not None
+            and time.monotonic() - since < self._trust_idle
             and pooled.look(connection) is _QUIET
             and (not self._counts_bytes or _has_read_nothing(connection, pooled))
         ):
@@ -262,6 +270,9 @@ class _Liveness:
         self._warn_if_gevent_is_blocked()
         started = time.monotonic()
         is_closed = look(connection) is Look.CLOSED  # then nothing has to be waited for
+        if not is_closed and is_in_transaction(connection):
+            # Several share it, or it came back without a reset. A ping would end the transaction.
+            return True
         limited = _UNLIMITED if is_closed else limit(connection, self._timeout(connection))
         with limited as expired:
             try:

@@ -15,6 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from sa_railway.commit.sql import Writes, effects_of
+from sa_railway.engine.driver import is_idle
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -49,7 +50,11 @@ class Uncommitted(NamedTuple):
         """Look at *session*; the server is not asked."""
         # a connection that the caller has given to the session stays open after a commit
         connections = connections_of(session) if session.in_transaction() else ()
-        tallies = [tally for each in connections if (tally := _tallies.get(each))]
+        tallies = [
+            tally
+            for each in connections
+            if (tally := _tallies.get(each)) and not (session.is_active and _is_over(each))
+        ]
         # the objects that can be changed or deleted are in the map; most requests leave nothing
         new, is_empty = session.new, not session.identity_map
         if not (tallies or new) and (is_empty or not (session.dirty or session.deleted)):
@@ -78,6 +83,19 @@ def _is_modified(session: Session, instance: object) -> bool:
         return session.is_modified(instance)
     except Exception:  # noqa: BLE001 - whatever the application's own values and types raise
         return True
+
+
+def _is_over(connection: Connection) -> bool:
+    """Return whether the driver knows of no transaction: in autocommit, or after a COMMIT as text.
+
+    One that is lost was in one, as far as anything is known.
+    """
+    if connection.closed or connection.invalidated:
+        return False
+    driver: Any = connection.connection.driver_connection
+    if connection.dialect.name == "sqlite":
+        return getattr(driver, "in_transaction", True) is False
+    return connection.dialect.name == "postgresql" and is_idle(driver)
 
 
 _NOTHING = Uncommitted(0, 0, 0, 0, perhaps=False)

@@ -120,11 +120,11 @@ def _surround_pool(pool: Any, counters: Counters) -> Pool:
             counters.last = monotonic()
             values[_FAILED_CHECKOUTS] += 1.0
             raise
-        if is_shared and proxied.dbapi_connection in out:
+        if is_shared and id(proxied.dbapi_connection) in out:
             values[_CHECKOUTS] -= 1.0
             return proxied
         now = monotonic()
-        out[proxied.dbapi_connection] = now
+        out[id(proxied.dbapi_connection)] = now
         seconds = now - started
         if seconds <= _NO_TIME:
             values[_WAIT + 1] += 1.0
@@ -145,7 +145,7 @@ def _checkin(counters: Counters) -> Callable[[Any, Any], None]:
     pop, monotonic = counters.out.pop, time.monotonic
 
     def checkin(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        since = pop(dbapi_connection, None)
+        since = pop(id(dbapi_connection), None)
         if since is not None:
             counters.last = now = monotonic()
             seconds = now - since

@@ -89,7 +89,7 @@ class Counters:
         self.name = name
         self.label = label
         self._interval = float("inf")
-        self.out: dict[Any, float] = {}
+        self.out: dict[int, float] = {}  # since when, by the id() of the connection
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
         self.begin()
 

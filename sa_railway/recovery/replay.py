@@ -20,7 +20,8 @@ from sa_railway.commit.ambiguity import commits_by_itself, mark_errors, was_lost
 from sa_railway.commit.decision import Outcome
 from sa_railway.commit.resolver import CommitState, committing, watch_commit
 from sa_railway.commit.sql import Writes, ends_transaction
-from sa_railway.commit.work import Work, is_idle, work_on
+from sa_railway.commit.work import Work, work_on
+from sa_railway.engine.driver import is_idle
 from sa_railway.engine.state import engine_name, fault_kinds_of
 from sa_railway.engine.stopping import is_stopping
 from sa_railway.engine.waiting import backoff_delay

@@ -18,7 +18,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from sa_railway.commit.sql import Writes
-from sa_railway.commit.work import is_idle, work_on
+from sa_railway.commit.work import work_on
+from sa_railway.engine.driver import is_idle
 from sa_railway.exc import ConfigurationError
 from sa_railway.recovery.objects import NewObjects
 from sa_railway.recovery.replay import Replay

@@ -439,9 +439,29 @@ def write_with_a_connection_of_its_own(shop: Shop) -> None:
         connection.execute(text("INSERT INTO note (text) VALUES ('kept')"))
 
 
+def commit_as_text(shop: Shop) -> None:
+    shop.db.session.execute(text("INSERT INTO note (text) VALUES ('kept')"))
+    shop.db.session.execute(text("COMMIT"))
+
+
+def commit_with_the_driver(shop: Shop) -> None:
+    shop.db.session.execute(text("INSERT INTO note (text) VALUES ('kept')"))
+    shop.db.session.connection().connection.commit()
+
+
+def write_in_autocommit(shop: Shop) -> None:
+    options = {"isolation_level": "AUTOCOMMIT"}
+    shop.db.session.connection(execution_options=options).execute(
+        text("INSERT INTO note (text) VALUES ('kept')")
+    )
+
+
 @pytest.mark.parametrize(
     "work",
     [
+        commit_as_text,
+        commit_with_the_driver,
+        write_in_autocommit,
         do_nothing,
         only_read,
         commit,

@@ -18,7 +18,8 @@ from within import DRIVERS, done, driver_of, using
 
 import sa_railway
 from sa_railway.commit.sql import Writes, effects_of
-from sa_railway.commit.work import is_idle, work_on
+from sa_railway.commit.work import work_on
+from sa_railway.engine.driver import is_idle
 
 INSERT = "INSERT INTO seen VALUES (1)"
 RETURNING = INSERT + " RETURNING n"

@@ -20,7 +20,8 @@ from sqlalchemy.util import await_only
 from within import DRIVERS, done, driver_of, using
 
 import sa_railway
-from sa_railway.commit.work import is_idle, work_on
+from sa_railway.commit.work import work_on
+from sa_railway.engine.driver import is_idle
 
 
 class Logging(extras.LoggingConnection):

@@ -29,11 +29,12 @@ def test_arguments_that_cannot_be_parsed(capsys, arguments, message):
 
 
 def test_machines_read_what_was_wrong_with_the_arguments(capsys):
-    assert main(["doctor", "--json", "--nope"]) == 2
+    assert main(["doctor", "--json", "--timeout", "soon"]) == 2
 
     out, err = capsys.readouterr()
-    assert json.loads(out) == {"error": "No such option '--nope'."}
-    assert err.endswith("\nError: No such option '--nope'.\n")
+    message = "Invalid value for '--timeout': 'soon' is not a valid float."
+    assert json.loads(out) == {"error": message}
+    assert err.endswith(f"\nError: {message}\n")
 
 
 def test_without_a_command_the_help_is_shown(capsys):
