@@ -32,7 +32,7 @@ _BYTES_RECEIVED = slice(128, 136)
 _TCP_INFO = (_socket.IPPROTO_TCP, getattr(_socket, "TCP_INFO", 11), 136)
 
 _IDLE = 0  # libpq's PQTRANS_IDLE
-_WITHIN = (1, 2, 3)  # PQTRANS_ACTIVE, PQTRANS_INTRANS, PQTRANS_INERROR
+_WITHIN = (1, 2)  # PQTRANS_ACTIVE, PQTRANS_INTRANS
 
 # Linux gives no process a higher id, and no other system does.
 _MAX_PID = 2**22
@@ -108,7 +108,7 @@ def is_idle(driver_connection: Any) -> bool:
 
 
 def is_in_transaction(driver_connection: Any) -> bool:
-    """Return whether it is known to be in a transaction, with any driver; False if it is closed."""
+    """Return whether it is known to be in a transaction that has not failed, with any driver."""
     if hasattr(driver_connection, "get_transaction_status"):  # psycopg2
         return driver_connection.get_transaction_status() in _WITHIN
     if hasattr(driver_connection, "pgconn"):  # psycopg

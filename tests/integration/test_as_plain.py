@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import gc
 import inspect
 import threading
 from unittest import mock
@@ -89,6 +90,7 @@ def test_a_detached_connection_commits(postgres, driver, option):
 
     options = {"resolve_commit": False, **OPTIONS[option]}
     assert using(postgres, driver, check, **options) == 1
+    gc.collect()
 
 
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
