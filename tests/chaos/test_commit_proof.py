@@ -687,7 +687,7 @@ def standby(primary):
     Admin(primary.url).run(
         "CREATE FUNCTION price(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1 * 2'"
     )
-    with Standby(primary) as server:
+    with Standby(primary, "observer") as server:
         yield server
 
 
