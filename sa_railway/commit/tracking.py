@@ -16,6 +16,7 @@ import inspect
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from types import FunctionType, MethodDescriptorType
 from typing import Any
 
 from sqlalchemy import Engine
@@ -69,6 +70,9 @@ _Look = Callable[[Any, _Args, _Kwargs], None]
 
 # Whose classes are known to be made for others to derive from.
 _DRIVERS = ("psycopg", "asyncpg.", "builtins", f"{__package__}.", "sqlalchemy.")
+
+_FUNCTIONS = (FunctionType, MethodDescriptorType)
+_CONTAINERS = (dict, tuple, list)
 
 # Modules whose calls of asyncpg are not the application's.
 _NO_APPLICATION = ("asyncpg.", "sqlalchemy.dialects.", f"{__package__}.")
@@ -346,8 +350,12 @@ def _cursor_class(base: Any) -> Any:
             connection = cursor.connection
             statement = None if is_call else args[0] if args else _statement(kwargs)
             values: Any = ()
-            if writes_values and (kwargs or (len(args) > 1 and args[1] is not None)):
-                values = _values(name, args, kwargs)
+            if writes_values:
+                given = args[1] if len(args) > 1 else kwargs
+                # SQLAlchemy passes an empty dict; an array of the application's has no truth value
+                is_empty = given is None or (given.__class__ in _CONTAINERS and not given)
+                if not is_empty:
+                    values = _values(name, args, kwargs)
             work = works.get(id(connection)) or Work(is_seen=False)
             work.note(connection, statement, values)
             if may_outlive and cursor.withhold:  # WITH HOLD, which outlives the transaction
@@ -411,6 +419,9 @@ def _preceded(base: Any, name: str, look: _Look) -> Callable[..., Any]:
 
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
         look(self, args, kwargs)
+        found = getattr(base, name)
+        if found.__class__ in _FUNCTIONS:  # what it is, as a rule: binding it would cost more
+            return found(self, *args, **kwargs)
         return _inherited(base, name, self)(*args, **kwargs)
 
     inherited = getattr(base, name)
