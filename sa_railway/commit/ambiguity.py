@@ -37,14 +37,6 @@ _IN_DOUBT = "railway_in_doubt"
 _ENGINE = "railway_engine"
 _KINDS = "railway_fault_kinds"
 
-# The server has not answered, or with an error that is not known. Any other error is its answer: it
-# has rolled back.
-_UNANSWERED = {FaultKind.DISCONNECT, FaultKind.CONNECT_TRANSIENT, FaultKind.PERMANENT}
-
-
-# What means that a connection is lost, or is given up for another server.
-_GONE = {FaultKind.DISCONNECT, FaultKind.READ_ONLY}
-
 _lost: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 
@@ -120,7 +112,7 @@ def _is_unseen_loss(error: BaseException) -> bool:
     is_without_statement = isinstance(error, DBAPIError) and error.statement is None
     if isinstance(error, SQLAlchemyError) and not is_without_statement:
         return False
-    if classify(error).kind is not FaultKind.DISCONNECT:
+    if not classify(error).connection_lost:
         return False
     return ("sqlalchemy.pool.base", "connect") not in _functions(error)
 
@@ -143,13 +135,15 @@ def _is_loss(context: ExceptionContext) -> bool:
     if not is_of_database(context.sqlalchemy_exception or context.original_exception):
         return False
     kinds = fault_kinds_of(context.engine) if context.engine is not None else {}
-    return context.is_disconnect or classify(context.original_exception, kinds=kinds).kind in _GONE
+    fault = classify(context.original_exception, kinds=kinds)
+    # one to a server that became read-only is given up for another server
+    return context.is_disconnect or fault.connection_lost or fault.kind is FaultKind.READ_ONLY
 
 
 def _may_be_committed(context: ExceptionContext) -> bool:
     error, statement = context.original_exception, context.statement
-    if classify(error).kind not in _UNANSWERED:
-        return False
+    if not classify(error).outcome_ambiguous:
+        return False  # the server has answered, and rolled back
     if statement is None:
         # a COMMIT, a ROLLBACK or a BEGIN: only the functions it has passed through can tell
         return any(name.startswith("do_commit") for _, name in _functions(error))

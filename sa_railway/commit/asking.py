@@ -40,17 +40,6 @@ _ADDRESSES = 4
 # Attempts before a backend is ended that is still at work; most finish their COMMIT in no time.
 _POLITE = 4
 
-# the server is away, full, or about to be replaced; anything else will not pass by waiting
-_PASSING = {
-    FaultKind.CONNECT_TRANSIENT,
-    FaultKind.DEADLOCK,
-    FaultKind.DISCONNECT,
-    FaultKind.POOL_EXHAUSTED,
-    FaultKind.READ_ONLY,
-    FaultKind.RESOURCE,
-    FaultKind.SERIALIZATION,
-}
-
 
 class Asker:
     """Asks the server of one engine. Safe from any thread."""
@@ -73,7 +62,9 @@ class Asker:
             try:
                 outcome = self._within(remaining, ask)
             except Exception as error:  # noqa: BLE001 - asyncpg raises OSError and TimeoutError
-                if classify(error).kind not in _PASSING:
+                fault = classify(error)
+                is_full = fault.kind is FaultKind.POOL_EXHAUSTED
+                if not (fault.transient or fault.server_unavailable or is_full):
                     logger.warning(
                         "%s: the outcome of a COMMIT cannot be asked for: %s",
                         *(self._inquiry.engine_name, first_line(error)),

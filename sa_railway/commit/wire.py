@@ -18,7 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
 from sa_railway.commit.tracking import has_plain_commit, unseen_cursor
-from sa_railway.faults import FaultKind, classify
+from sa_railway.faults import classify
 from sa_railway.faults.origin import severity_of
 
 __all__ = [
@@ -225,7 +225,7 @@ def is_lost(pooled: Pooled, error: BaseException) -> bool:
     if driver is None or (driver.is_closed() if hasattr(driver, "is_closed") else driver.closed):
         return True
     # what the server says with severity ERROR came over a connection that works
-    return severity_of(error) != "ERROR" and classify(error).kind is FaultKind.DISCONNECT
+    return severity_of(error) != "ERROR" and classify(error).connection_lost
 
 
 def is_refusal(error: Exception) -> bool:

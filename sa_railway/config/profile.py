@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from sa_railway.exc import ConfigurationError
-from sa_railway.faults import check_kinds
+from sa_railway.faults import Fault, check_kinds, classify
 
 __all__ = ["ENVIRONMENT_PREFIX", "PROFILES", "Profile", "load_profile"]
 
@@ -148,6 +148,14 @@ class Profile:
                 f"recycle_jitter is {self.recycle_jitter!r}; allowed: 0 or more and less than 1"
             )
         check_kinds(self.fault_kinds)
+
+    def classify(self, error: BaseException) -> Fault:
+        """Say what *error* means to this profile, whose ``fault_kinds`` overrule the tables.
+
+        Args:
+            error: as of ``sa_railway.classify()``. Any thread may call it, and a forked child.
+        """
+        return classify(error, kinds=self.fault_kinds)
 
 
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {

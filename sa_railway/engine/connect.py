@@ -27,8 +27,7 @@ from sa_railway.engine.state import engine_name
 from sa_railway.engine.stopping import is_stopping, watch
 from sa_railway.engine.waiting import backoff_delay, is_impatient, parts, running_loop, sleeper
 from sa_railway.exc import DatabaseUnavailableError
-from sa_railway.faults import Fault, classify, first_line
-from sa_railway.faults.conditions import AWAY
+from sa_railway.faults import Fault, first_line
 from sa_railway.faults.origin import is_of_driver
 
 __all__ = ["Patience"]
@@ -127,7 +126,7 @@ class Patience:
             except Exception as error:
                 if not self._is_of_connect(error):
                     raise
-                fault = classify(error, kinds=self._profile.fault_kinds)
+                fault = self._profile.classify(error)
                 delay = self._delay(number, deadline, fault, error)
                 if delay is None:
                     _add_note(error, fault, number, time.monotonic() - started)
@@ -152,7 +151,7 @@ class Patience:
 
     def _delay(self, number: int, deadline: float, fault: Fault, error: Exception) -> float | None:
         """Return how long to wait before the next attempt, or None when there is none to come."""
-        if fault.kind not in AWAY:
+        if not fault.server_unavailable:
             self._breaker.close()  # the server answered, so it is there
             return None
         if is_stopping():

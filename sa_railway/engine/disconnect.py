@@ -85,14 +85,14 @@ class _Judge:
         """Return the verdict on the error, or None to leave it to SQLAlchemy."""
         fault = classify(context.original_exception, kinds=self._kinds)
         if fault.sqlstate in self._kinds or (fault.sqlstate or "")[:2] in self._kinds:
-            return fault.kind is FaultKind.DISCONNECT
+            return fault.connection_lost
         if fault.kind is FaultKind.READ_ONLY:
             return self._leaves_standby(context, connection) or None
         if severity_of(context.original_exception) == "ERROR" and not _is_closed(connection):
             # It came over this connection, which goes on. SQLAlchemy's dialects judge by words that
             # may be about another one; a dialect or a listener of an application has its reasons.
             return False if _is_of_sqlalchemy(context, connection) else None
-        return True if fault.kind is FaultKind.DISCONNECT else None
+        return fault.connection_lost or None
 
     def _leaves_standby(self, context: ExceptionContext, connection: Connection) -> bool:
         """Leave a server that refuses to write, unless a new connection has just said the same.

@@ -43,7 +43,7 @@ from sa_railway.engine.known import Known
 from sa_railway.engine.state import engine_name
 from sa_railway.engine.waiting import running_loop
 from sa_railway.engine.watchdog import limit
-from sa_railway.faults import FaultKind, classify
+from sa_railway.faults import classify
 
 __all__ = ["Look", "listen", "look"]
 
@@ -327,7 +327,7 @@ def _has_read_nothing(asyncpg_connection: Any, pooled: _Pooled) -> bool:
 
 def _is_lost(error: Exception, driver_connection: Any) -> bool:
     """Return whether a ping that SQLAlchemy takes for answered was not: we know more losses."""
-    return look(driver_connection) is Look.CLOSED or classify(error).kind is FaultKind.DISCONNECT
+    return look(driver_connection) is Look.CLOSED or classify(error).connection_lost
 
 
 def look(driver_connection: Any) -> Look:

@@ -44,6 +44,37 @@ class Fault:
     transient: bool
     advice: str
 
+    @property
+    def connection_lost(self) -> bool:
+        """Whether a connection that worked has been lost."""
+        return self.kind is FaultKind.DISCONNECT
+
+    @property
+    def server_unavailable(self) -> bool:
+        """Whether it passes by itself: the server is away, or full of clients that came first."""
+        return self.connection_lost or self.kind in _UNAVAILABLE
+
+    @property
+    def not_connected(self) -> bool:
+        """Whether there is no connection to ask anything else with."""
+        return self.connection_lost or self.kind in _NOT_CONNECTED
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether the server has ended the transaction because of another one."""
+        return self.kind in _ROLLED_BACK
+
+    @property
+    def outcome_ambiguous(self) -> bool:
+        """Whether the server has not answered, or by an error that says nothing of the outcome."""
+        return self.connection_lost or self.kind in _AMBIGUOUS
+
+
+_UNAVAILABLE = {FaultKind.CONNECT_TRANSIENT, FaultKind.RESOURCE}
+_NOT_CONNECTED = {FaultKind.CONNECT_TRANSIENT, FaultKind.CONNECT_PERMANENT}
+_ROLLED_BACK = {FaultKind.SERIALIZATION, FaultKind.DEADLOCK}
+# a driver's error without a code may be a loss, too
+_AMBIGUOUS = {FaultKind.CONNECT_TRANSIENT, FaultKind.PERMANENT}
 
 # What the classes of SQLAlchemy, of this package and of asyncpg's own errors say by themselves.
 _CLASSES = {

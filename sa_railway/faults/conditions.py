@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
-__all__ = ["ADVICE", "AWAY", "CONDITIONS", "TRANSIENT", "Condition", "FaultKind"]
+__all__ = ["ADVICE", "CONDITIONS", "TRANSIENT", "Condition", "FaultKind"]
 
 
 class FaultKind(StrEnum):
@@ -52,9 +52,6 @@ TRANSIENT: frozenset[FaultKind] = frozenset(
         # not RESOURCE: more work does not make a shortage smaller
     }
 )
-
-# The kinds that pass by themselves: the server is away, or still full of clients that came first.
-AWAY = frozenset({FaultKind.CONNECT_TRANSIENT, FaultKind.DISCONNECT, FaultKind.RESOURCE})
 
 ADVICE: dict[FaultKind, str] = {
     FaultKind.DISCONNECT: (

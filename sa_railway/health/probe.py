@@ -302,7 +302,7 @@ def _facts(proxied: PoolProxiedConnection, profile: Profile) -> ServerFacts | No
     try:
         row = _row(proxied, _FACTS.format(idle=profile.health_idle_in_transaction))
     except Exception as error:
-        if classify(error).kind is FaultKind.DISCONNECT:
+        if classify(error).connection_lost:
             raise
         return None
     version, *numbers = row
@@ -320,7 +320,7 @@ def _row(proxied: PoolProxiedConnection, sql: str) -> Any:
 
 def _failed(error: Exception, profile: Profile) -> Probe:
     logger.debug("A probe failed: %s", type(error).__name__)
-    fault = classify(error, kinds=profile.fault_kinds)
+    fault = profile.classify(error)
     if fault.advice in _FULL:
         return Probe("The server takes no more connections.", fault.advice, is_full=True)
     return Probe(_FAILURES.get(fault.kind, "The server cannot be used."), fault.advice)

@@ -31,7 +31,6 @@ from sa_railway import events
 from sa_railway.config.profile import Profile
 from sa_railway.engine.guard import guarded
 from sa_railway.events import CheckedOut, heard
-from sa_railway.faults import classify
 from sa_railway.metrics.counters import Counters, counters_for, counters_named, counters_of
 from sa_railway.metrics.definitions import BOUNDS, FAILURES, OUTCOMES, field
 
@@ -181,7 +180,7 @@ class _Counting:
 
     def __init__(self, profile: Profile, counters: Counters) -> None:
         self._counters = counters
-        self._kinds = profile.fault_kinds
+        self._profile = profile
         self._checkin = _checkin(counters)
         self._reset_at = 0.0
         self._failed: weakref.WeakSet[Any] = weakref.WeakSet()  # transactions
@@ -239,7 +238,7 @@ class _Counting:
     def _count_failure(self, context: ExceptionContext) -> None:
         """Count a statement that failed; a violated constraint is an answer and no failure."""
         if not isinstance(context.sqlalchemy_exception, IntegrityError):
-            fault = classify(context.original_exception, kinds=self._kinds)
+            fault = self._profile.classify(context.original_exception)
             self._counters.values[field(FAILURES[fault.kind])] += 1
 
     def _count_rollback(self, connection: Connection) -> None:

@@ -33,15 +33,6 @@ __all__ = ["Replay"]
 
 logger = logging.getLogger("sa_railway.recovery.replay")
 
-# The server has said, or it goes without saying, that the transaction has changed nothing.
-_PASSING = {
-    FaultKind.SERIALIZATION,
-    FaultKind.DEADLOCK,
-    FaultKind.DISCONNECT,
-    FaultKind.CONNECT_TRANSIENT,
-}
-_ANSWERED = {FaultKind.SERIALIZATION, FaultKind.DEADLOCK}
-
 _INVALIDATED = "8s2b"  # of SQLAlchemy's errors, by the documentation
 
 mark_errors()  # when this is imported, and not when engines are in use
@@ -193,17 +184,20 @@ class Replay:
 
     def _passes(self, error: BaseException) -> bool:
         """Return whether the work may succeed if it is run again after *error*."""
-        kind = classify(error, kinds=self._kinds).kind
-        if kind is FaultKind.READ_ONLY:  # a failover, if the connection was given up for it
+        fault = classify(error, kinds=self._kinds)
+        if fault.kind is FaultKind.READ_ONLY:  # a failover, if the connection was given up for it
             return getattr(error, "connection_invalidated", False) and not self._committing
-        if kind not in _PASSING or (kind is FaultKind.CONNECT_TRANSIENT and is_stopping()):
+        is_of_connect = fault.kind is FaultKind.CONNECT_TRANSIENT
+        if not (fault.rolled_back or fault.connection_lost or is_of_connect):
+            return False
+        if is_of_connect and is_stopping():
             return False
         if not self._committing:
             return True
         # of several databases, one may have committed before another one failed
         if any(s.sent and s.writes and s.outcome is not Outcome.ABORTED for s in self._states):
             return False
-        return kind in _ANSWERED or not self._is_unwatched
+        return fault.rolled_back or not self._is_unwatched
 
     def _note(self, error: Exception) -> None:
         if self._attempts > 1:

@@ -30,7 +30,6 @@ from sa_railway.engine.waiting import backoff_delay, is_impatient
 from sa_railway.engine.watchdog import limit
 from sa_railway.exc import ConfigurationError, NotReadyError
 from sa_railway.faults import Fault, FaultKind, classify, first_line
-from sa_railway.faults.conditions import AWAY
 from sa_railway.plugin import create_engine
 from sa_railway.recovery.gate import Gate
 
@@ -166,7 +165,7 @@ class Wait:
         fault = classify(error, kinds=self._kinds)
         if fault.kind is FaultKind.CONNECT_PERMANENT:
             error.add_note(f"sa_railway: {fault.advice}")
-        if fault.kind not in AWAY:
+        if not fault.server_unavailable:
             return None
         delay = self._delay()
         if delay is None:

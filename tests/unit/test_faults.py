@@ -20,6 +20,7 @@ import sqlalchemy.exc
 from marked import MARK
 
 from sa_railway import faults
+from sa_railway.config.profile import Profile
 from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError, DatabaseUnavailableError
 from sa_railway.faults import Fault, FaultKind, check_kinds, classify, messages
 from sa_railway.faults.conditions import ADVICE, CONDITIONS, TRANSIENT
@@ -859,6 +860,40 @@ def test_a_user_s_table_reaches_codes_that_the_driver_drops():
     error = psycopg2.OperationalError(AT + "FATAL:  sorry, too many clients already")
 
     assert classify(error, kinds={"53300": "connect-permanent"}).kind == "connect-permanent"
+
+
+QUESTIONS = (
+    "connection_lost",
+    "server_unavailable",
+    "not_connected",
+    "rolled_back",
+    "outcome_ambiguous",
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "yes"),
+    [
+        ("disconnect", "connection_lost server_unavailable not_connected outcome_ambiguous"),
+        ("connect-transient", "server_unavailable not_connected outcome_ambiguous"),
+        ("connect-permanent", "not_connected"),
+        ("serialization", "rolled_back"),
+        ("deadlock", "rolled_back"),
+        ("lock-timeout", ""),
+        ("query-cancelled", ""),
+        ("read-only", ""),
+        ("pool-exhausted", ""),
+        ("resource", "server_unavailable"),
+        ("permanent", "outcome_ambiguous"),
+    ],
+)
+def test_a_fault_answers_the_questions_that_its_readers_ask(kind, yes):
+    fault = Profile(name="own", fault_kinds={"XX000": kind}).classify(DriverError("XX000"))
+
+    assert fault.kind == kind
+    assert [name for name in QUESTIONS if getattr(fault, name)] == [
+        name for name in QUESTIONS if name in yes.split()
+    ]
 
 
 ALLOWED = (

@@ -13,7 +13,7 @@ from sa_railway.doctor.checks.certificates import explain_certificate
 from sa_railway.doctor.checks.quoting import database_of, quoted, user_of
 from sa_railway.doctor.checks.timeouts import explain_timeout
 from sa_railway.doctor.findings import Finding, Kind, Severity
-from sa_railway.faults import FaultKind, classify, first_line
+from sa_railway.faults import classify, first_line
 
 __all__ = ["check_login", "explain", "is_lost"]
 
@@ -121,7 +121,6 @@ _WORDS = (
     ("unable to open database file", SQLITE_FILE),
 )
 _ADVICE = "Check host, port, user, password and database in the URL, and that the server runs."
-_AWAY = {FaultKind.DISCONNECT, FaultKind.CONNECT_TRANSIENT, FaultKind.CONNECT_PERMANENT}
 # the severity stands before what the server says, behind what libpq, psycopg or SQLAlchemy say
 _SPOKEN = re.compile(r"(?:FATAL|ERROR|PANIC):\s+(.+)|<class '[\w.]+'>: (.+)")
 _NAMED = re.compile(r'\b(role|user|database) "([^"]+)"')
@@ -143,14 +142,13 @@ def explain(case: Case, error: Exception) -> Finding:
     message, fault = case.redact(_said(error)), classify(error)
     if isinstance(error, SilentError | TimeoutError) or _SILENCE.search(message):
         return SILENT.found(seconds=f"{case.timeout:g}")
-    is_lost = fault.kind is FaultKind.DISCONNECT
     kind = _kind(case, message, fault.sqlstate)
     if kind is None and case.is_postgres:
         if "certificate" in message or _lacks_file(case, error):
             return explain_certificate(case, message)
-        if finding := explain_timeout(case, message, is_lost=is_lost):
+        if finding := explain_timeout(case, message, is_lost=fault.connection_lost):
             return finding
-    return _fill(case, kind or (LOST if is_lost else LOGIN), message, fault.advice)
+    return _fill(case, kind or (LOST if fault.connection_lost else LOGIN), message, fault.advice)
 
 
 def _lacks_file(case: Case, error: Exception) -> bool:
@@ -226,4 +224,4 @@ def is_lost(error: Exception) -> bool:
     """Return whether no further check can be made after *error*."""
     if isinstance(error, SilentError) or "statement timeout" in _said(error):
         return True
-    return classify(error).kind in _AWAY
+    return classify(error).not_connected
