@@ -54,8 +54,11 @@ downstream: .venv-downstream/.installed  ## the tests of SQLAlchemy and its exte
 applications: .venv-applications/.installed  ## MLflow, Flask-Migrate, Celery, Optuna and FastAPI, plain and with the plugin
 	.venv-applications/bin/python benchmarks/applications.py
 
-test-sa20: .venv-sa20/.installed  ## run the tests, but for e2e, on SQLAlchemy 2.0 and Gunicorn 23
-	.venv-sa20/bin/pytest $(PARALLEL) tests/unit tests/integration tests/chaos $(EVENTLET)
+test-sa20: .venv-sa20/.installed  ## run the tests, but for e2e, on SQLAlchemy 2.0 and Gunicorn 23, and hold the coverage
+	.venv-sa20/bin/coverage erase
+	.venv-sa20/bin/coverage run -m pytest $(PARALLEL) tests/unit tests/integration tests/chaos $(EVENTLET)
+	.venv-sa20/bin/coverage combine -q
+	.venv-sa20/bin/coverage report
 
 test-lowest: .venv-lowest/.installed  ## run the tests, but for e2e, on the lowest versions that are allowed
 	.venv-lowest/bin/pytest $(PARALLEL) tests/unit tests/integration tests/chaos

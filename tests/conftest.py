@@ -21,6 +21,10 @@ from sa_railway.testing.binaries import find_binaries
 
 pytest_plugins = ["secrets_watch"]
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # a worker is measured if the tests are; the programs that it starts are not
+    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+
 RINGS = Path(__file__).parent
 DEVELOPERS_OWN = re.compile(r"DATABASE_URL|DATABASE_.*_URL|PG.*|RAILWAY_.*|SA_RAILWAY_.*")
 

@@ -125,6 +125,7 @@ def run_side(run: Run, source: Path, *, everywhere: str | None) -> dict[str, Any
             arguments += ["--dburi", url.render_as_string(hide_password=False)]
         environment = {
             **{name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # for flask
             "PYTHONPATH": str(HERE / "everywhere"),
             "RAILWAY_OUTCOMES": str(folder / "outcomes.json"),
             "RAILWAY_ENGINES": str(folder / "engines"),
@@ -136,7 +137,16 @@ def run_side(run: Run, source: Path, *, everywhere: str | None) -> dict[str, Any
                 *(sys.executable, "-s", "-m", "pytest", "-q", "-p", "outcomes"),
                 # sitecustomize.py imports us before pytest, and a suite may take warnings as errors
                 *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
-                *("-p", "no:cacheprovider", "-p", "no:xdist", "--maxfail=0", *arguments),
+                *(
+                    "-p",
+                    "no:cacheprovider",
+                    "-p",
+                    "no:xdist",
+                    "-p",
+                    "no:randomly",
+                    "--maxfail=0",
+                    *arguments,
+                ),
             ],
             cwd=copy,
             env=environment,
@@ -194,6 +204,8 @@ def report(result: dict[str, Any]) -> None:
         f"{failures} failed only with it, {len(result['known'])} as known",
         flush=True,
     )
+    if not result["engines"]:
+        print("  no engine was made with the plugin, so this run shows nothing")
     for test in result["only with the plugin"]:
         print(f"  only with the plugin: {test}")
         lines = result["details"].get(test, "not run with it").strip().splitlines()

@@ -89,16 +89,18 @@ def test_what_others_have_opened_under_the_number_of_the_duplicate_is_left_alone
         os.close(number)
 
 
-def test_the_watchdog_outlives_a_deadline_that_fails(pair, caplog, monkeypatch):
+def test_the_watchdog_outlives_a_deadline_that_fails(pair, caplog):
     ours, _ = pair
-    failing = Deadline(ours.fileno(), 0)
-    monkeypatch.setattr(Deadline, "expire", None)
+
+    class Failing(Deadline):
+        expire = None
+
+    failing = Failing(ours.fileno(), 0)
     told = threading.Event()
     caplog.handler.addFilter(lambda record: told.set() or True)
     watchdog._watchdog.add(failing, 0)
     watchdog._watchdog.wake()
     assert told.wait(10)
-    monkeypatch.undo()
 
     test_a_call_that_is_never_answered_returns(pair)
     assert [record.getMessage() for record in caplog.records] == ["A deadline could not be kept"]
