@@ -56,12 +56,15 @@ applications: .venv-applications/.installed  ## MLflow, Flask-Migrate, Celery, O
 
 test-sa20: .venv-sa20/.installed  ## run the tests, but for e2e, on SQLAlchemy 2.0 and Gunicorn 23, and hold the coverage
 	.venv-sa20/bin/coverage erase
-	.venv-sa20/bin/coverage run -m pytest $(PARALLEL) tests/unit tests/integration tests/chaos $(EVENTLET)
+	.venv-sa20/bin/coverage run -m pytest $(PARALLEL) $(WITHOUT_MODEL) tests/unit tests/integration tests/chaos $(EVENTLET)
 	.venv-sa20/bin/coverage combine -q
 	.venv-sa20/bin/coverage report
 
 test-lowest: .venv-lowest/.installed  ## run the tests, but for e2e, on the lowest versions that are allowed
 	.venv-lowest/bin/pytest $(PARALLEL) tests/unit tests/integration tests/chaos
+
+# it knows nothing of SQLAlchemy, and measuring it takes a quarter of an hour
+WITHOUT_MODEL := --ignore tests/unit/test_commit_model.py
 
 # the last Gunicorn with a worker class for eventlet
 EVENTLET := "tests/e2e/test_servers.py::test_no_request_fails_with_the_connections_that_it_would_have_used[gunicorn eventlet]"

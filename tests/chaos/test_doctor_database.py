@@ -12,6 +12,8 @@ from sqlalchemy import text
 
 from sa_railway.cli import main
 from sa_railway.commit.marker_schema import create_sql
+from sa_railway.doctor.case import Case
+from sa_railway.doctor.checks.login import explain
 from sa_railway.doctor.findings import Outcome, Severity
 
 
@@ -54,6 +56,18 @@ def test_a_timeout_that_ends_everything(server, execute, role, driver, setting, 
         f"Take it back where it is set: ALTER {quoted} RESET {setting}."
     )
     assert codes(diagnose(url)) == []
+
+
+def test_a_timeout_whose_statement_the_server_calls_cancelled(server, execute, role):
+    error = psycopg.errors.QueryCanceled("canceling statement due to user request")
+    case = Case(url=server.url_for("psycopg").set(username="app"))
+    findings = [explain(case, error)]
+    execute("ALTER ROLE app SET statement_timeout = 50")
+    findings.append(explain(case, error))
+    execute("ALTER ROLE app RESET statement_timeout")
+
+    assert [finding.code for finding in findings] == ["connect-failed", "timeout-too-short"]
+    assert findings[1].what == "The server ends every statement: statement_timeout is 0.05 s"
 
 
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])

@@ -146,7 +146,7 @@ def explain(case: Case, error: Exception) -> Finding:
     if kind is None and case.is_postgres:
         if "certificate" in message or _lacks_file(case, error):
             return explain_certificate(case, message)
-        if finding := explain_timeout(case, message, is_lost=fault.connection_lost):
+        if finding := explain_timeout(case, message, fault):
             return finding
     return _fill(case, kind or (LOST if fault.connection_lost else LOGIN), message, fault.advice)
 

@@ -10,6 +10,7 @@ from sa_railway.config.drivers import libpq_parameters
 from sa_railway.doctor.case import Case, Seen
 from sa_railway.doctor.checks.quoting import database_of, quoted, user_of
 from sa_railway.doctor.findings import Finding, Kind, Severity
+from sa_railway.faults import Fault, FaultKind
 
 __all__ = ["check_timeouts", "explain_timeout", "resetting"]
 
@@ -157,13 +158,14 @@ def resetting(case: Case, name: str, source: str) -> str:
     return f"ALTER ROLE {role} SET {name} = {_OFF.get(name, '0')}."
 
 
-def explain_timeout(case: Case, message: str, *, is_lost: bool) -> Finding | None:
+def explain_timeout(case: Case, message: str, fault: Fault) -> Finding | None:
     """Say which timeout has ended what *message* is about; None if none is known to.
 
-    Where it ends everything it cannot be read, either, so it is lifted for one connection.
+    Where it ends everything it cannot be read, either, so it is lifted for one connection. A busy
+    server calls some of the statements that ran into ``statement_timeout`` cancelled by the user.
     """
     said = next((name for part, name in _SAID if part in message), None)
-    if said is None and not is_lost:
+    if said is None and not fault.connection_lost and fault.kind is not FaultKind.QUERY_CANCELLED:
         return None
     names = [said] if said else list(_ENDED)[:3]  # the last is of PostgreSQL 17
     try:
