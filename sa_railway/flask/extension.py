@@ -11,11 +11,16 @@ from flask import current_app, has_app_context
 from sa_railway.engine.state import has_plugin, profile_of
 from sa_railway.exc import ConfigurationError
 from sa_railway.flask import circumstances, uncommitted
-from sa_railway.flask.access import check_token
 from sa_railway.flask.commands import add_commands
 from sa_railway.flask.database import Database, database_of, teardown_before
-from sa_railway.flask.health import PREFIX_SETTING, add_routes, checked_prefix
-from sa_railway.flask.metrics import PATH_SETTING, add_route, checked_path
+from sa_railway.flask.routes import (
+    HEALTH_SETTING,
+    METRICS_SETTING,
+    add_health,
+    add_metrics,
+    check_token,
+    checked_path,
+)
 from sa_railway.flask.teardown import end_sessions
 from sa_railway.metrics import collect
 from sa_railway.recovery.sessions import OpenSession, add_source
@@ -33,6 +38,9 @@ __all__ = ["Railway"]
 logger = logging.getLogger("sa_railway.flask")
 
 Leftovers = Literal["rollback", "commit"]
+
+_HEALTH = "health endpoints"
+_METRICS = "page of metrics"
 
 
 class Railway:
@@ -70,9 +78,8 @@ class Railway:
     ) -> None:
         self._db = db
         self._leftovers = _checked("leftovers", leftovers)
-        self._health = health
-        checked_prefix("health", health)
-        self._metrics = checked_path("metrics", metrics)
+        self._health = checked_path("health", health, _HEALTH)
+        self._metrics = checked_path("metrics", metrics, _METRICS)
         if app is not None:
             self.init_app(app)
 
@@ -102,12 +109,12 @@ class Railway:
                 "RAILWAY_LEFTOVERS", app.config.get("RAILWAY_LEFTOVERS", self._leftovers)
             ),
         )
-        prefix = checked_prefix(PREFIX_SETTING, app.config.get(PREFIX_SETTING, self._health))
-        if prefix is not None:
-            add_routes(app, prefix, state.engines)
-        path = checked_path(PATH_SETTING, app.config.get(PATH_SETTING, self._metrics))
-        if path is not None:
-            add_route(app, path)
+        prefix = app.config.get(HEALTH_SETTING, self._health)
+        if (prefix := checked_path(HEALTH_SETTING, prefix, _HEALTH)) is not None:
+            add_health(app, prefix, state.engines)
+        path = app.config.get(METRICS_SETTING, self._metrics)
+        if (path := checked_path(METRICS_SETTING, path, _METRICS)) is not None:
+            add_metrics(app, path)
         if prefix is not None or path is not None:
             check_token(app)
         add_commands(app, state.engines)

@@ -11,8 +11,7 @@ from flask_sqlalchemy import SQLAlchemy
 import sa_railway
 from sa_railway.config import token as token_module
 from sa_railway.exc import ConfigurationError
-from sa_railway.flask import Railway
-from sa_railway.flask import access as flask_access
+from sa_railway.flask import Railway, routes
 from sa_railway.health import HealthApp, respond
 
 TOKEN = "a long random text"
@@ -168,7 +167,7 @@ def test_in_debug_everybody_sees_the_report():
 def warnings(caplog):
     """What is said of open doors, as if it had not been said yet."""
     token_module._warn_of_length.cache_clear()
-    flask_access._warn_of_debug.cache_clear()
+    routes._warn_of_debug.cache_clear()
     return lambda: [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
 
 

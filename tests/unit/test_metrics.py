@@ -689,8 +689,8 @@ def test_a_path_that_is_none_is_refused(path: object):
     with pytest.raises(ConfigurationError) as caught:
         make_app(path)
     assert str(caught.value) == (
-        f"metrics is {path!r}; allowed: a path that begins with a slash, such as '/metrics', or "
-        "None for no page of metrics"
+        f"metrics is {path!r}; allowed: a path that begins with a slash, or None for no page "
+        "of metrics"
     )
     with pytest.raises(ConfigurationError) as caught:
         make_app(RAILWAY_METRICS=path)
