@@ -18,8 +18,6 @@ from sqlalchemy import URL, Engine
 from sa_railway.config.profile import Profile
 from sa_railway.exc import ConfigurationError
 
-__all__ = ["Command", "Database", "Way", "json_option", "report_error", "table_option"]
-
 
 @dataclass(frozen=True)
 class Database:

@@ -28,8 +28,6 @@ from sa_railway.recovery.wait import wait_for_database
 if TYPE_CHECKING:
     from sa_railway.doctor.findings import Diagnosis
 
-__all__ = ["budget", "doctor", "url", "wait"]
-
 _OK, _NOT_OK = 0, 1
 
 

@@ -19,8 +19,6 @@ from sa_railway.exc import ConfigurationError
 from sa_railway.faults import first_line
 from sa_railway.plugin import create_engine
 
-__all__ = ["commit_marker"]
-
 
 @click.command(
     "commit-marker",

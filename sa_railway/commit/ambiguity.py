@@ -23,16 +23,6 @@ from sa_railway.exc import CommitOutcomeUnknownError
 from sa_railway.faults import FaultKind, classify
 from sa_railway.faults.origin import is_of_database, members
 
-__all__ = [
-    "commits_by_itself",
-    "engine_of",
-    "is_in_doubt",
-    "kinds_of",
-    "mark_errors",
-    "mark_undone",
-    "was_lost",
-]
-
 _IN_DOUBT = "railway_in_doubt"
 _ENGINE = "railway_engine"
 _KINDS = "railway_fault_kinds"

@@ -26,8 +26,6 @@ from sa_railway.engine.waiting import attempt_limit, backoff_delay, is_impatient
 from sa_railway.engine.watchdog import limit
 from sa_railway.faults import FaultKind, classify, first_line
 
-__all__ = ["Asker"]
-
 logger = logging.getLogger("sa_railway.commit")
 
 # Seconds for an answer about one transaction, from a server that is there.

@@ -27,8 +27,6 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-__all__ = ["Outcome", "Server", "Status", "Step", "Ticket", "decide", "decide_by_marker"]
-
 
 class Outcome(enum.Enum):
     """What is known of a COMMIT."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["HARMLESS", "HARMLESS_AFTER"]
-
 # What stands before a parenthesis and calls nothing that writes. Any other word may be a function
 # of the application's; these are not, as nothing else can be called by an unquoted reserved word.
 HARMLESS = frozenset(

@@ -41,8 +41,6 @@ from sa_railway.commit.wire import (
 from sa_railway.engine.watchdog import limit
 from sa_railway.faults import first_line
 
-__all__ = ["Marker", "MarkerTable"]
-
 logger = logging.getLogger("sa_railway.commit")
 
 # in the info of the pooled connection

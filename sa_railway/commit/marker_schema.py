@@ -7,8 +7,6 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-__all__ = ["HOME", "REMOVED", "TABLE", "USABLE", "create_sql", "describe", "drop_sql", "repair_sql"]
-
 TABLE = "sa_railway_commit_marker"
 
 # The row of this id holds the point up to which others may have been removed.

@@ -17,8 +17,6 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sa_railway.commit.work import work_on
 from sa_railway.engine.guard import guarded
 
-__all__ = ["listen", "owner_of", "part"]
-
 # in the info of the pooled connection
 _CONNECTION = "railway_connection"
 _LOST = "railway_lost"

@@ -39,8 +39,6 @@ from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError
 from sa_railway.faults import FaultKind, classify
 from sa_railway.faults.origin import is_of_database, severity_of
 
-__all__ = ["CommitState", "Outcome", "committing", "listen", "watch_commit"]
-
 logger = logging.getLogger("sa_railway.commit")
 
 # The first PostgreSQL with txid_status().

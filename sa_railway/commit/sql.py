@@ -18,8 +18,6 @@ from typing import NamedTuple
 
 from sa_railway.commit.harmless import HARMLESS, HARMLESS_AFTER
 
-__all__ = ["READS", "Effects", "Writes", "effects_of", "ends_transaction", "remembered"]
-
 
 class Writes(enum.IntEnum):
     """Whether a statement changes what others can see."""

@@ -23,8 +23,6 @@ from sa_railway.commit.work import Work
 from sa_railway.engine.driver import is_idle
 from sa_railway.faults import first_line
 
-__all__ = ["MAY_END", "WAIT_FOR_STANDBYS", "Inquiry"]
-
 logger = logging.getLogger("sa_railway.commit")
 
 # The facts that a role may be kept from reading, or a host from offering. pg_walfile_name() begins

@@ -25,8 +25,6 @@ from sqlalchemy.engine.default import DefaultDialect
 from sa_railway.commit.work import Work, work_on, works
 from sa_railway.engine.driver import is_idle
 
-__all__ = ["has_plain_commit", "track", "unseen_cursor"]
-
 # What a driver's cursor or connection can be told to do, where it has it.
 _COMMANDS = "callproc copy copy_expert copy_from copy_to execute executemany stream".split()
 _ASYNCPG_COMMANDS = (

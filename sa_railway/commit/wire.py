@@ -21,19 +21,6 @@ from sa_railway.commit.tracking import has_plain_commit, unseen_cursor
 from sa_railway.faults import classify
 from sa_railway.faults.origin import severity_of
 
-__all__ = [
-    "BACK",
-    "SAVEPOINT",
-    "Pooled",
-    "Wire",
-    "backend_pid",
-    "has_failed",
-    "in_pipeline",
-    "is_lost",
-    "is_refusal",
-    "sqlstate_of",
-]
-
 Pooled = PoolProxiedConnection | ConnectionPoolEntry
 """A connection that is checked out, or about to be."""
 

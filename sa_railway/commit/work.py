@@ -13,8 +13,6 @@ from sa_railway.commit.sql import READS, Writes, effects_of, ends_transaction, r
 from sa_railway.engine.driver import is_idle
 from sa_railway.engine.known import Known
 
-__all__ = ["Work", "work_on", "works"]
-
 # A driver that writes values into the text itself puts these there as constants. Of others it may
 # make any SQL, as psycopg2 does of AsIs(), and of a tuple behind the name of a function.
 _CONSTANTS = frozenset((date, datetime, time, timedelta, UUID)) | frozenset(

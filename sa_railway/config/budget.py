@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from sa_railway.exc import ConfigurationError
 
-__all__ = ["ConnectionBudget", "count_processes", "plan_budget"]
-
 
 @dataclass(frozen=True)
 class ConnectionBudget:

@@ -21,22 +21,6 @@ from sa_railway.exc import ConfigurationError
 if TYPE_CHECKING:
     from sqlalchemy.engine.default import DefaultDialect
 
-__all__ = [
-    "BACKENDS",
-    "EXTRAS",
-    "LIBPQ_DRIVERS",
-    "allowed_drivers",
-    "choose_driver",
-    "dialect_of",
-    "has_dialect",
-    "has_driver",
-    "is_foreign",
-    "last",
-    "libpq_parameters",
-    "naming_extras",
-    "spell_query",
-]
-
 logger = logging.getLogger("sa_railway.config")
 
 LIBPQ_DRIVERS = frozenset({"psycopg2", "psycopg2cffi", "psycopg", "psycopg_async"})

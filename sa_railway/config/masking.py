@@ -10,8 +10,6 @@ import re
 
 from sqlalchemy import URL
 
-__all__ = ["SECRET", "masked", "shows_password"]
-
 SECRET = re.compile(
     r"passw|pwd|secret|token|credential|api_?key|(?:access|account|private|shared)_?key",
     re.IGNORECASE,

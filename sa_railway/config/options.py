@@ -26,8 +26,6 @@ from sa_railway.config.settings import EngineArguments, ProfileName, Settings
 from sa_railway.config.url import find_url
 from sa_railway.exc import ConfigurationError
 
-__all__ = ["CONNECT_TIMEOUTS", "complete_arguments", "engine_options", "options_for"]
-
 _ENGINE_ARGUMENTS = frozenset(EngineArguments.__annotations__) - {"pool_pre_ping"}  # see _split()
 
 _MYSQL_TIMEOUTS = dict.fromkeys(

@@ -18,18 +18,6 @@ from sa_railway.config.masking import shows_password
 from sa_railway.config.profile import PROFILES, suggest
 from sa_railway.exc import ConfigurationError
 
-__all__ = [
-    "FIX",
-    "check_password",
-    "check_resolved",
-    "parse_url",
-    "plugin_parameters",
-    "profile_named_in",
-    "read_ports",
-    "tidied",
-    "tidy",
-]
-
 logger = logging.getLogger("sa_railway.config")
 
 FIX = (

@@ -10,8 +10,6 @@ from typing import Any
 from sa_railway.exc import ConfigurationError
 from sa_railway.faults import Fault, check_kinds, classify
 
-__all__ = ["ENVIRONMENT_PREFIX", "PROFILES", "Profile", "load_profile"]
-
 ENVIRONMENT_PREFIX = "SA_RAILWAY_"
 _PROFILE_VARIABLE = ENVIRONMENT_PREFIX + "PROFILE"
 

@@ -11,8 +11,6 @@ from typing import Any, Literal, TypedDict
 
 from sqlalchemy.pool import Pool
 
-__all__ = ["Fields", "ProfileName", "Settings"]
-
 ProfileName = Literal["web", "worker", "script", "serverless"]
 """The name of a profile."""
 

@@ -15,8 +15,6 @@ from collections.abc import Iterable, Mapping
 
 from sa_railway.config.url import on_railway
 
-__all__ = ["TOKEN_SETTING", "configured_token", "may_see", "refusal_text", "warn_if_short"]
-
 logger = logging.getLogger("sa_railway.config.token")
 
 TOKEN_SETTING = "RAILWAY_HEALTH_TOKEN"  # noqa: S105 - the name of a setting

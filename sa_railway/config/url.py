@@ -23,16 +23,6 @@ from sa_railway.config.parse import (
 )
 from sa_railway.exc import ConfigurationError
 
-__all__ = [
-    "VARIABLES",
-    "database_url",
-    "find_url",
-    "is_private_host",
-    "is_public_proxy",
-    "normalize_url",
-    "on_railway",
-]
-
 logger = logging.getLogger("sa_railway.config")
 
 VARIABLES = (

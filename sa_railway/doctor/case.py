@@ -24,8 +24,6 @@ from sa_railway.doctor.redaction import redacted
 from sa_railway.engine.waiting import is_impatient
 from sa_railway.engine.watchdog import limit
 
-__all__ = ["Address", "Case", "NotRunError", "Seen", "SilentError"]
-
 Answer = TypeVar("Answer")
 Seen = tuple[str, list[Finding]]
 """What a check returns: what it saw, in a line, and what it found."""

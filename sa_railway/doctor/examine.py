@@ -22,8 +22,6 @@ from sa_railway.exc import ConfigurationError
 from sa_railway.faults import first_line
 from sa_railway.recovery.gate import Gate
 
-__all__ = ["examine"]
-
 
 def examine(
     url: str | URL | None = None,

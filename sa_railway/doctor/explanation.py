@@ -11,8 +11,6 @@ from sa_railway.doctor.checks import KINDS
 from sa_railway.doctor.findings import Kind
 from sa_railway.doctor.text import render_kinds
 
-__all__ = ["explain", "find_kinds"]
-
 _SHORTEST = 6  # characters; what is shorter is in too many texts
 _VALUE = re.compile(r"<\w+>")
 

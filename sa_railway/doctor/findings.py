@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Diagnosis", "Finding", "Kind", "Outcome", "Result", "Severity"]
-
 _PLACEHOLDER = re.compile(r"<(\w+)>")
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
-__all__ = ["has_rich", "shown_progress"]
-
 
 @contextmanager
 def shown_progress() -> Iterator[Callable[[str], object]]:

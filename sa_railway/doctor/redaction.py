@@ -15,8 +15,6 @@ from sqlalchemy import URL
 from sa_railway.config.drivers import last
 from sa_railway.config.masking import SECRET
 
-__all__ = ["redacted"]
-
 # scheme://user:password@host; the password ends at the last "@", as one that is not encoded may
 # hold others
 _IN_URL = re.compile(r"(\w://[^\s:/?#@]*:)[^\s\"']*(?=@)")

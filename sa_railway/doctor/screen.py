@@ -11,8 +11,6 @@ from rich.text import Text
 from sa_railway.doctor.findings import Diagnosis, Finding, Outcome
 from sa_railway.doctor.text import SHOWN_TEXTS, more, rows, summary
 
-__all__ = ["show"]
-
 _STYLES = {"good": "green", "error": "bold red", "warning": "yellow", "note": "cyan"}
 
 

@@ -19,8 +19,6 @@ from sa_railway.config.url import (
 )
 from sa_railway.exc import ConfigurationError
 
-__all__ = ["Source", "as_dict", "describe", "look_up", "try_source"]
-
 
 @dataclass(frozen=True)
 class Source:

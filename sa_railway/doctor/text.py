@@ -8,8 +8,6 @@ from itertools import groupby
 
 from sa_railway.doctor.findings import Diagnosis, Finding, Kind, Outcome, Result, Severity
 
-__all__ = ["SHOWN_TEXTS", "more", "render", "render_kinds", "render_pairs", "rows", "summary"]
-
 SHOWN_TEXTS = 3
 """How many of the texts that a finding stands for are shown; ``--explain`` shows them all."""
 

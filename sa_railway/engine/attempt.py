@@ -19,8 +19,6 @@ from sqlalchemy import Engine
 from sa_railway.config.options import CONNECT_TIMEOUTS
 from sa_railway.engine.waiting import attempt_limit
 
-__all__ = ["came_from_driver", "limit_of", "surround"]
-
 _SHORTEST = 2  # what libpq takes a connect_timeout of 1 for; 0 would be no limit at all
 
 

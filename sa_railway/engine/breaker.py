@@ -9,8 +9,6 @@ import time
 from sa_railway.exc import DatabaseUnavailableError
 from sa_railway.faults import first_line
 
-__all__ = ["Breaker"]
-
 
 class Breaker:
     """Lets connects fail at once while the server is known to be away; one probe at a time may try.

@@ -30,8 +30,6 @@ from sa_railway.exc import DatabaseUnavailableError
 from sa_railway.faults import Fault, first_line
 from sa_railway.faults.origin import is_of_driver
 
-__all__ = ["Patience"]
-
 logger = logging.getLogger("sa_railway.engine.connect")
 
 

@@ -30,8 +30,6 @@ from sa_railway.exc import RailwayError
 from sa_railway.faults import FaultKind, classify
 from sa_railway.faults.origin import is_of_database, severity_of
 
-__all__ = ["listen"]
-
 logger = logging.getLogger("sa_railway.engine.disconnect")
 
 _MADE_AT = "railway_made_at"

@@ -11,19 +11,6 @@ import stat
 import sys
 from typing import Any
 
-__all__ = [
-    "Identity",
-    "bytes_received",
-    "descriptor_of",
-    "duplicate",
-    "identity",
-    "is_asyncio",
-    "is_idle",
-    "is_in_transaction",
-    "is_pooled",
-    "shut_down",
-]
-
 Identity = tuple[int, int]
 """The device and inode of a socket, which no other socket of this boot has."""
 

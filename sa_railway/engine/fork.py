@@ -28,8 +28,6 @@ from sa_railway.engine.driver import Identity, descriptor_of, identity
 from sa_railway.engine.guard import guarded
 from sa_railway.engine.known import Known
 
-__all__ = ["after_fork_in_child", "engines", "listen"]
-
 
 class _Opened(NamedTuple):
     """What is known of an open connection of the driver's."""

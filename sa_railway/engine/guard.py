@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 
 from sqlalchemy.exc import DisconnectionError
 
-__all__ = ["guarded"]
-
 logger = logging.getLogger("sa_railway.engine")
 
 Hook = TypeVar("Hook", bound=Callable[..., Any])

@@ -19,8 +19,6 @@ from sa_railway.config.profile import Profile
 from sa_railway.engine.driver import descriptor_of, duplicate
 from sa_railway.engine.guard import guarded
 
-__all__ = ["listen"]
-
 
 def listen(engine: Engine, profile: Profile) -> None:
     """Set the profile's options on every new connection of *engine*, if asyncpg makes them."""

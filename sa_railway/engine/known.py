@@ -6,8 +6,6 @@ import weakref
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-__all__ = ["Known"]
-
 Value = TypeVar("Value")
 
 

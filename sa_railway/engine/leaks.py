@@ -30,8 +30,6 @@ from sa_railway.engine.guard import guarded
 from sa_railway.engine.rounds import rounds
 from sa_railway.engine.state import engine_name
 
-__all__ = ["Hold", "listen", "longest_holds"]
-
 logger = logging.getLogger("sa_railway.engine.leaks")
 
 _OWN = 4  # frames at least from here to the code that asks the pool for a connection

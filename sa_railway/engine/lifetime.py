@@ -25,8 +25,6 @@ from sa_railway.engine.native import Lock
 from sa_railway.engine.rounds import rounds
 from sa_railway.engine.state import engine_name
 
-__all__ = ["listen"]
-
 logger = logging.getLogger("sa_railway.engine.lifetime")
 
 _RECYCLE_AT = "railway_recycle_at"

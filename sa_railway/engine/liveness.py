@@ -45,8 +45,6 @@ from sa_railway.engine.waiting import running_loop
 from sa_railway.engine.watchdog import limit
 from sa_railway.faults import classify
 
-__all__ = ["Look", "listen", "look"]
-
 logger = logging.getLogger("sa_railway.engine.liveness")
 
 _POOLED = "railway_pooled"  # in the record's info, which SQLAlchemy clears when it reconnects

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from types import BuiltinFunctionType, ModuleType
 from typing import Any
 
-__all__ = ["Bell", "Lock", "poll", "start_thread"]
-
 
 def _copy(name: str) -> ModuleType:
     """Return another instance of the C module *name*, with its original functions."""

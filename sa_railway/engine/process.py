@@ -12,8 +12,6 @@ from collections.abc import Callable
 
 from sa_railway.engine.native import Lock
 
-__all__ = ["at_fork", "renew"]
-
 logger = logging.getLogger("sa_railway.engine")
 
 pid = os.getpid()

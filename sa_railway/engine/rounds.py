@@ -8,8 +8,6 @@ from typing import Protocol
 from sa_railway.engine import native, process
 from sa_railway.engine.guard import guarded
 
-__all__ = ["Watched", "rounds"]
-
 
 class Watched(Protocol):
     """What is looked at, for one engine.

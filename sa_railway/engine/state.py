@@ -12,8 +12,6 @@ from sqlalchemy import Engine
 from sa_railway.config.masking import masked
 from sa_railway.config.profile import Profile, load_profile
 
-__all__ = ["engine_name", "fault_kinds_of", "has_plugin", "profile_of", "remember"]
-
 
 class _State(NamedTuple):
     name: str

@@ -24,8 +24,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-__all__ = ["is_stopping", "watch"]
-
 _ASYNCIO = str(Path(asyncio.__file__).parent) + os.sep
 
 _MOST = 32  # wrappers at a time, each of which the program may have wrapped in turn

@@ -14,8 +14,6 @@ from sqlalchemy.util import await_only
 
 from sa_railway.engine.stopping import is_stopping
 
-__all__ = ["attempt_limit", "backoff_delay", "is_impatient", "parts", "running_loop", "sleeper"]
-
 is_impatient: ContextVar[bool] = ContextVar("is_impatient", default=False)
 """Set where the caller has its own rhythm: one attempt, and no breaker."""
 

@@ -29,8 +29,6 @@ from sa_railway.engine.driver import (
     shut_down,
 )
 
-__all__ = ["Deadline", "Patience", "limit"]
-
 logger = logging.getLogger("sa_railway.engine.watchdog")
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
-__all__ = ["ADVICE", "CONDITIONS", "TRANSIENT", "Condition", "FaultKind"]
-
 
 class FaultKind(StrEnum):
     """What went wrong, as far as it matters for what to do next."""

@@ -6,8 +6,6 @@ import re
 
 from sa_railway.faults.translations import in_english
 
-__all__ = ["TEXTS", "condition_in"]
-
 # Part of a message in lower case, and its condition; the first that is found counts, anywhere in a
 # message that has a line for every address or attempt. Hence the order: a server that will be ready
 # soon is worth waiting for, whatever another address says (over TLS "starting up", then without TLS

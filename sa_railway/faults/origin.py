@@ -8,8 +8,6 @@ from collections.abc import Iterator
 
 from sqlalchemy.exc import DBAPIError, StatementError
 
-__all__ = ["DRIVERS", "is_of_database", "is_of_driver", "members", "severity_of"]
-
 DRIVERS = frozenset({"psycopg2", "psycopg", "asyncpg"})
 """The packages of the drivers that are known."""
 

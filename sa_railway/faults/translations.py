@@ -12,8 +12,6 @@ from __future__ import annotations
 import functools
 import re
 
-__all__ = ["in_english"]
-
 # libpq puts it between the word for FATAL, which each language has its own of, and the message.
 _SEVERITY_ENDS = ":  "
 

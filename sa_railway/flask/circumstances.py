@@ -16,8 +16,6 @@ from sqlalchemy.orm import Session, SessionTransaction
 if TYPE_CHECKING:
     from flask import Flask, Request, Response
 
-__all__ = ["Circumstances", "watch"]
-
 
 _REQUEST, _STATUS = "_railway_request", "_railway_status"
 

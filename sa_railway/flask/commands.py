@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from flask import Flask
     from sqlalchemy import Engine
 
-__all__ = ["add_commands"]
-
 
 def add_commands(app: Flask, engines: Callable[[], Mapping[str, Engine]]) -> None:
     """Add the commands to *app*.

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
 
-__all__ = ["Database", "LiteDatabase", "database_of", "teardown_before"]
-
 # The packages whose teardowns close the sessions of a context.
 _PACKAGES = ("flask_sqlalchemy", "flask_sqlalchemy_lite")
 

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     SQLAlchemy = flask_sqlalchemy.SQLAlchemy | flask_sqlalchemy_lite.SQLAlchemy
 
-__all__ = ["Railway"]
-
 logger = logging.getLogger("sa_railway.flask")
 
 Leftovers = Literal["rollback", "commit"]

@@ -21,16 +21,6 @@ from sa_railway.config.token import (
 from sa_railway.exc import ConfigurationError
 from sa_railway.health import endpoints
 
-__all__ = [
-    "HEALTH_SETTING",
-    "METRICS_SETTING",
-    "add_health",
-    "add_metrics",
-    "check_token",
-    "checked_path",
-]
-
-
 if TYPE_CHECKING:
     from sqlalchemy import Engine
     from werkzeug.routing import Rule

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from sa_railway.flask.database import Database
 
-__all__ = ["end_sessions"]
-
 logger = logging.getLogger("sa_railway.flask")
 
 

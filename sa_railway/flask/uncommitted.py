@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
     from sqlalchemy.orm import SessionTransaction
 
-__all__ = ["Uncommitted", "connections_of", "watch"]
-
 _WRITES, _PERHAPS = attrgetter("writes"), attrgetter("perhaps")
 
 _watched: WeakSet[Any] = WeakSet()  # dialects, which an engine and its copies have in common

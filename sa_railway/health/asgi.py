@@ -12,8 +12,6 @@ from sa_railway.health.probe import start_probe_in_loop
 if TYPE_CHECKING:
     from sa_railway.health.endpoints import Engines
 
-__all__ = ["HealthApp"]
-
 Message = Mapping[str, Any]
 
 

@@ -31,18 +31,6 @@ if TYPE_CHECKING:
 
     Engines = Engine | AsyncEngine | Mapping[str, Engine | AsyncEngine]
 
-__all__ = [
-    "Answer",
-    "ask",
-    "by_name",
-    "database",
-    "live",
-    "ready",
-    "respond",
-    "route",
-    "wants_html",
-]
-
 
 _QUALITY = re.compile(r"[01](\.\d*)?")
 

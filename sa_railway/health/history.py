@@ -14,8 +14,6 @@ from sqlalchemy import Engine
 from sa_railway.health.probe import recent_probes
 from sa_railway.metrics.snapshot import Window, window
 
-__all__ = ["RoundTrip", "round_trips", "statements"]
-
 _PARTS = 30
 
 

@@ -24,8 +24,6 @@ from sa_railway.metrics.snapshot import Window
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["Subject", "content_security_policy", "render"]
-
 _RELOAD = 10  # seconds, without JavaScript
 
 _SIGNS = {

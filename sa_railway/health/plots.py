@@ -14,17 +14,6 @@ from sa_railway.health.history import RoundTrip
 from sa_railway.health.pool import PoolState
 from sa_railway.metrics.snapshot import Window
 
-__all__ = [
-    "gauge",
-    "legend",
-    "milliseconds",
-    "nice_ceiling",
-    "pool_picture",
-    "rate_floor",
-    "rate_plot",
-    "round_trip_plot",
-]
-
 _WIDTH, _HEIGHT = 600, 100
 _CELL, _STEP, _PER_ROW = 14, 19, 15
 _DRAWN = 150  # of more, the numbers below the picture tell

@@ -11,8 +11,6 @@ from sqlalchemy import Engine, QueuePool
 from sa_railway.engine.leaks import Hold, longest_holds
 from sa_railway.metrics.counters import counters_of, pool_limit
 
-__all__ = ["PoolState"]
-
 _MOST_HOLDS = 10
 
 

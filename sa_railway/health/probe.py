@@ -38,15 +38,6 @@ from sa_railway.engine.watchdog import Patience, limit
 from sa_railway.faults import FaultKind, classify
 from sa_railway.faults.conditions import CONDITIONS
 
-__all__ = [
-    "PendingProbe",
-    "Probe",
-    "ServerFacts",
-    "recent_probes",
-    "start_probe",
-    "start_probe_in_loop",
-]
-
 logger = logging.getLogger("sa_railway.health.probe")
 
 # One a second at most, so this holds the last quarter of an hour or more.

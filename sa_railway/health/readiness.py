@@ -20,8 +20,6 @@ from sa_railway.health.pool import PoolState
 from sa_railway.health.probe import Probe
 from sa_railway.metrics.snapshot import snapshot
 
-__all__ = ["Readiness", "readiness"]
-
 
 class Readiness(StrEnum):
     """Whether requests can be served, the worst first."""

@@ -23,8 +23,6 @@ from sa_railway.metrics.snapshot import Processes, Window, processes, snapshot, 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-__all__ = ["HealthReport", "Status", "as_sync", "check_health", "check_health_async", "report_on"]
-
 
 class Status(StrEnum):
     """How bad it is, the worst first."""

@@ -15,8 +15,6 @@ from sa_railway.health.pool import PoolState
 from sa_railway.health.probe import Probe
 from sa_railway.metrics.snapshot import Window
 
-__all__ = ["Facts", "Recommendation", "Severity", "in_words", "judge"]
-
 
 class Severity(StrEnum):
     """What a recommendation means for the status, the worst first."""

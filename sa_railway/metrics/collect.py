@@ -34,8 +34,6 @@ from sa_railway.events import CheckedOut, heard
 from sa_railway.metrics.counters import Counters, counters_for, counters_named, counters_of
 from sa_railway.metrics.definitions import BOUNDS, FAILURES, OUTCOMES, field
 
-__all__ = ["listen"]
-
 _CHECKOUTS = field("checkouts")
 _CONNECT = field("connect_sum")
 _FAILED_CHECKOUTS = field("failed_checkouts")

@@ -22,17 +22,6 @@ from sa_railway.engine.state import engine_name
 from sa_railway.metrics.definitions import FAILURES, FIELDS, field, settle
 from sa_railway.metrics.shared_memory import Block, SharedNumbers
 
-__all__ = [
-    "Counters",
-    "Totals",
-    "counters_for",
-    "counters_named",
-    "counters_of",
-    "pool_limit",
-    "read_all",
-    "share",
-]
-
 _SIZE, _LIMIT = map(field, ("size", "limit"))
 _QUERIES, _FAILED_CHECKOUTS = map(field, ("queries", "failed_checkouts"))
 _RECONNECTIONS, _ROLLBACKS = map(field, ("reconnections", "rollbacks"))

@@ -11,19 +11,6 @@ from collections.abc import Sequence
 
 from sa_railway.faults import FaultKind
 
-__all__ = [
-    "BOUNDS",
-    "COUNTS",
-    "FAILURES",
-    "FIELDS",
-    "HISTOGRAMS",
-    "OUTCOMES",
-    "bucket_fields",
-    "field",
-    "gauges",
-    "settle",
-]
-
 COUNTS = (
     "queries",
     "checkouts",  # those that have begun

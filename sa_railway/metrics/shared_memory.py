@@ -28,8 +28,6 @@ try:
 except ImportError:  # Windows, where no process is forked either
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Block", "SharedNumbers"]
-
 logger = logging.getLogger("sa_railway.metrics.shared_memory")
 
 _SLOTS = 256  # processes at the same time

@@ -15,8 +15,6 @@ from sa_railway.metrics.counters import Counters, counters_of, read_all
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-__all__ = ["Histogram", "Processes", "Snapshot", "Window", "processes", "snapshot", "window"]
-
 
 @dataclass(frozen=True)
 class Histogram:

@@ -9,8 +9,6 @@ from sqlalchemy import Connection, inspect, text
 
 from sa_railway.exc import ConfigurationError
 
-__all__ = ["Gate"]
-
 _VERSIONS = "alembic_version"
 
 

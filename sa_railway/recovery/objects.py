@@ -14,8 +14,6 @@ from typing import Any
 from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
-__all__ = ["NewObjects"]
-
 
 class NewObjects:
     """The new objects of one session, as they were before their first flush.

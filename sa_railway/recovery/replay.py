@@ -29,8 +29,6 @@ from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError
 from sa_railway.faults import FaultKind, classify
 from sa_railway.faults.origin import is_of_database, members
 
-__all__ = ["Replay"]
-
 logger = logging.getLogger("sa_railway.recovery.replay")
 
 _INVALIDATED = "8s2b"  # of SQLAlchemy's errors, by the documentation

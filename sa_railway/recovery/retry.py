@@ -17,8 +17,6 @@ from sa_railway.recovery.sessions import check_session, is_asyncio, open_session
 if TYPE_CHECKING:
     from sa_railway.recovery.sessions import AnySession
 
-__all__ = ["PRESETS", "Retry", "retry"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

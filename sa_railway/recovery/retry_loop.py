@@ -30,8 +30,6 @@ from sa_railway.faults.origin import is_of_database, members
 if TYPE_CHECKING:
     from sa_railway.recovery.sessions import OpenSession
 
-__all__ = ["Attempt", "RetryLoop", "RetryPolicy"]
-
 logger = logging.getLogger("sa_railway.recovery.retry")
 
 

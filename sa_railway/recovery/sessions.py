@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     AnySession = Session | scoped_session[Any] | AsyncSession | async_scoped_session[Any]
 
-__all__ = ["OpenSession", "add_source", "check_session", "is_asyncio", "open_sessions"]
-
 
 class OpenSession(NamedTuple):
     """A session as it was found when the work began.

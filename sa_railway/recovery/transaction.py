@@ -24,8 +24,6 @@ from sa_railway.exc import ConfigurationError
 from sa_railway.recovery.objects import NewObjects
 from sa_railway.recovery.replay import Replay
 
-__all__ = ["run_transaction", "with_engine", "with_open_session"]
-
 Result = TypeVar("Result")
 AnySession = TypeVar("AnySession", bound=Session)
 

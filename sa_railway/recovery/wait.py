@@ -33,8 +33,6 @@ from sa_railway.faults import Fault, FaultKind, classify, first_line
 from sa_railway.plugin import create_engine
 from sa_railway.recovery.gate import Gate
 
-__all__ = ["Progress", "Wait", "wait_for_database"]
-
 logger = logging.getLogger("sa_railway.recovery.wait")
 
 Progress = Callable[[str], object]

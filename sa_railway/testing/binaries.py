@@ -13,8 +13,6 @@ from pathlib import Path
 
 from sa_railway.exc import RailwayError
 
-__all__ = ["PostgresNotFoundError", "copy_binaries", "find_binaries"]
-
 _USUAL_FOLDERS = (
     "/usr/lib/postgresql/*/bin",  # Debian, Ubuntu
     "/usr/pgsql-*/bin",  # PostgreSQL's own packages for Red Hat and its kin

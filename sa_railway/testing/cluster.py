@@ -18,8 +18,6 @@ from typing import Any
 from sa_railway.exc import RailwayError
 from sa_railway.testing.binaries import copy_binaries, find_binaries
 
-__all__ = ["Cluster", "TemporaryPostgresError"]
-
 # Waits for a line, or for the end of its input, which comes when the process that holds the other
 # end is dead, however it died.
 _GUARD = """

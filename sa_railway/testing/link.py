@@ -22,8 +22,6 @@ from sa_railway.testing.protocol import (
 from sa_railway.testing.stream import END, End, Stream
 from sa_railway.testing.toxics import Freeze, Toxics
 
-__all__ = ["Link", "Traffic"]
-
 _CHUNK = 65536
 
 

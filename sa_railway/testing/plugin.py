@@ -11,8 +11,6 @@ from sqlalchemy import URL
 from sa_railway.testing.postgres import TemporaryPostgres
 from sa_railway.testing.proxy import ChaosProxy
 
-__all__ = ["chaos_proxy", "temporary_postgres"]
-
 
 @pytest.fixture(scope="session")
 def temporary_postgres() -> Iterator[TemporaryPostgres]:

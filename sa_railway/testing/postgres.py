@@ -26,8 +26,6 @@ from sqlalchemy import URL
 from sa_railway.exc import ConfigurationError
 from sa_railway.testing.cluster import Cluster, TemporaryPostgresError
 
-__all__ = ["StopMode", "TemporaryPostgres"]
-
 _DEADLINE = 60.0  # pg_ctl waits as long; starts and stops take well under a second as a rule
 _POLL = 0.01
 _SETTINGS: Mapping[str, object] = {

@@ -11,16 +11,6 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-__all__ = [
-    "ENCRYPTION_REQUESTS",
-    "MESSAGE_NAMES",
-    "REFUSED_ENCRYPTION",
-    "Conversation",
-    "Message",
-    "command",
-    "fatal_error",
-]
-
 _FRONTEND = {
     "B": "Bind",
     "C": "Close",

@@ -27,8 +27,6 @@ from sa_railway.testing.toxics import (
     Toxic,
 )
 
-__all__ = ["ChaosProxy"]
-
 _Fault = TypeVar("_Fault", bound=Toxic)
 
 

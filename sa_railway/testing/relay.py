@@ -16,8 +16,6 @@ from sa_railway.testing.link import Link, Traffic
 from sa_railway.testing.stream import END, RESET
 from sa_railway.testing.toxics import Down, Latency, ResetPeer, SlowClose, Toxic, Toxics
 
-__all__ = ["HOST", "Address", "Relay"]
-
 HOST = "127.0.0.1"
 Address = tuple[socket.AddressFamily, tuple[Any, ...]]
 """The family of a socket, and what it may connect to."""

@@ -17,8 +17,6 @@ from sa_railway.testing.toxics import (
     Trigger,
 )
 
-__all__ = ["END", "RESET", "End", "Stream"]
-
 _FULL = 16 * 1024 * 1024  # held bytes of a stream at which the kernel's buffers take over
 
 

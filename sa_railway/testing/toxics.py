@@ -16,23 +16,6 @@ from typing import Literal, Self, TypeVar, get_args
 from sa_railway.exc import ConfigurationError
 from sa_railway.testing.protocol import MESSAGE_NAMES, Message, command, fatal_error
 
-__all__ = [
-    "Answer",
-    "Cut",
-    "Direction",
-    "Down",
-    "Freeze",
-    "Latency",
-    "LimitData",
-    "ResetPeer",
-    "SlowClose",
-    "StreamName",
-    "Timeout",
-    "Toxic",
-    "Toxics",
-    "Trigger",
-]
-
 Direction = Literal["upstream", "downstream"]
 """From client to server, or from server to client."""
 

@@ -10,8 +10,6 @@ import re
 
 from sa_railway.doctor.findings import Kind, Severity
 
-__all__ = ["NO_ENTRY", "TLS_DEMANDED", "TLS_REFUSED", "named"]
-
 PASSWORD = Kind(
     "wrong-password",
     Severity.ERROR,

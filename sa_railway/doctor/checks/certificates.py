@@ -16,8 +16,6 @@ from sa_railway.doctor.case import Case
 from sa_railway.doctor.checks.network import ask_for_tls
 from sa_railway.doctor.findings import Finding, Kind, Severity
 
-__all__ = ["explain_certificate"]
-
 _WITHOUT = "sslmode=require encrypts without verifying the server's identity."
 
 EXPIRED = Kind(

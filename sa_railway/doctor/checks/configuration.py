@@ -21,8 +21,6 @@ from sa_railway.doctor.findings import Finding, Kind, Severity
 from sa_railway.doctor.sources import Source, look_up, try_source
 from sa_railway.exc import ConfigurationError
 
-__all__ = ["check_environment", "check_url"]
-
 _SET = (
     "set DATABASE_URL=${{Postgres.DATABASE_URL}} on this service, with the name of your PostgreSQL "
     "service for Postgres."

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import struct
 
-__all__ = ["MYSQL", "SSL_REQUEST", "is_postgres", "name_of"]
-
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 """Asks PostgreSQL for TLS; see its documentation, Message Formats."""
 

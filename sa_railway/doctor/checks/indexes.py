@@ -8,8 +8,6 @@ from sa_railway.doctor.case import Case, Seen
 from sa_railway.doctor.checks.quoting import quoted
 from sa_railway.doctor.findings import Finding, Kind, Severity
 
-__all__ = ["check_indexes"]
-
 INVALID = Kind(
     "invalid-index",
     Severity.WARNING,

@@ -15,8 +15,6 @@ from sa_railway.doctor.checks.timeouts import explain_timeout
 from sa_railway.doctor.findings import Finding, Kind, Severity
 from sa_railway.faults import classify, first_line
 
-__all__ = ["check_login", "explain", "is_lost"]
-
 STARTING = Kind(
     "starting",
     Severity.ERROR,

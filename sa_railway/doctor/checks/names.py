@@ -13,8 +13,6 @@ from sa_railway.config.url import is_private_host
 from sa_railway.doctor.case import Address, Case, NotRunError, Seen
 from sa_railway.doctor.findings import Finding, Kind, Severity
 
-__all__ = ["SERVERS", "check_dns"]
-
 SERVERS = {
     "postgresql": ("PostgreSQL", 5432),
     "mysql": ("MySQL", 3306),

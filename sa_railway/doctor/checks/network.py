@@ -13,8 +13,6 @@ from sa_railway.doctor.checks.greetings import MYSQL, SSL_REQUEST, is_postgres, 
 from sa_railway.doctor.checks.names import SERVERS
 from sa_railway.doctor.findings import Finding, Kind, Severity
 
-__all__ = ["ask_for_tls", "check_tcp", "check_tls"]
-
 LOCALHOST = Kind(
     "localhost-on-railway",
     Severity.ERROR,

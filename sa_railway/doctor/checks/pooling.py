@@ -13,8 +13,6 @@ from sa_railway.doctor.case import Case, NotRunError, Seen, SilentError
 from sa_railway.doctor.checks.sessions import read_limits
 from sa_railway.doctor.findings import Kind, Severity
 
-__all__ = ["check_budget", "check_pool", "check_pooler", "check_round_trip"]
-
 _PINGS = 9
 _ROUNDS = 3  # others use the pooler, too, and may take in between what was to be ours
 _SLOW = 0.02  # seconds; in one region it is 1 or 2 ms, and 20 queries at 20 ms make a slow page

@@ -7,8 +7,6 @@ import os
 
 from sa_railway.doctor.case import Case
 
-__all__ = ["database_of", "quoted", "user_of"]
-
 
 def quoted(name: str) -> str:
     """Return *name* as an identifier of SQL."""

@@ -8,8 +8,6 @@ from sa_railway.doctor.case import Case, Seen
 from sa_railway.doctor.checks.timeouts import resetting
 from sa_railway.doctor.findings import Finding, Kind, Severity
 
-__all__ = ["check_read_only", "check_version"]
-
 _OLDEST = 10  # the first with txid_status()
 # see https://www.postgresql.org/support/versioning/
 _ENDED = {

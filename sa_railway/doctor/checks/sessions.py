@@ -13,8 +13,6 @@ from sa_railway.doctor.case import Case, NotRunError, Seen
 from sa_railway.doctor.checks.quoting import quoted, user_of
 from sa_railway.doctor.findings import Finding, Kind, Severity
 
-__all__ = ["check_sessions", "read_limits"]
-
 _NEARLY_FULL, _FULL = 0.7, 0.9  # the thresholds of Railway's own tools
 _PAUSE = 30.0  # seconds; work that goes on seldom pauses as long within a transaction
 _FORGOTTEN = 3600.0  # seconds; what is idle for that long may be forgotten

@@ -12,8 +12,6 @@ from sa_railway.doctor.checks.quoting import quoted, user_of
 from sa_railway.doctor.findings import Finding, Kind, Severity
 from sa_railway.recovery.gate import Gate
 
-__all__ = ["check_tables"]
-
 TABLES = Kind(
     "tables-missing",
     Severity.ERROR,

@@ -12,8 +12,6 @@ from sa_railway.doctor.checks.quoting import database_of, quoted, user_of
 from sa_railway.doctor.findings import Finding, Kind, Severity
 from sa_railway.faults import Fault, FaultKind
 
-__all__ = ["check_timeouts", "explain_timeout", "resetting"]
-
 TOO_SHORT = Kind(
     "timeout-too-short",
     Severity.ERROR,
