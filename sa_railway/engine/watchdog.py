@@ -17,7 +17,6 @@ import os
 import select
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any
 
 from sa_railway.engine import native, process
@@ -62,12 +61,7 @@ class Deadline:
         _watchdog.add(self, self._seconds)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with _watchdog.lock:
             self.forget()
 

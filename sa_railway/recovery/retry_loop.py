@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 import tenacity
@@ -75,14 +74,9 @@ class Attempt:
         self._attempt.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool | None:
-        """Keep *error* if another attempt is to follow; the loop raises it otherwise."""
-        return self._attempt.__exit__(kind, error, trace)
+    def __exit__(self, *raised: Any) -> bool | None:
+        """Keep what was raised if another attempt is to follow; the loop raises it otherwise."""
+        return self._attempt.__exit__(*raised)
 
 
 class RetryLoop:

@@ -10,7 +10,6 @@ import random
 import re
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Literal, Self, TypeVar, get_args
 
 from sa_railway.exc import ConfigurationError
@@ -47,12 +46,7 @@ class Toxic:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.remove()
 
 
