@@ -10,13 +10,14 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
 import pytest
+from fix_waiting import wait_until
+from marked import conninfo, in_text
 from prometheus_client.parser import text_string_to_metric_families
 
 from sa_railway.testing import TemporaryPostgres
@@ -84,7 +85,7 @@ class Gunicorn:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        self.port = int(wait_for(self._listening)[1])
+        self.port = int(wait_until(self._listening)[1])
 
     def _listening(self) -> re.Match[str] | None:
         assert self.process.poll() is None, self.output.read_text()
@@ -120,28 +121,19 @@ class Gunicorn:
 
     def _ask_all(self) -> dict[int, str]:
         told: dict[int, str] = {}
-        wait_for(lambda: told.update([self.get("/metrics")]) or len(told) == WORKERS)
+        wait_until(lambda: told.update([self.get("/metrics")]) or len(told) == WORKERS)
         return told
 
     def kill(self, worker: int) -> None:
         """Kill *worker*, and wait until the server has noticed."""
         before = self.output.read_text().count("Booting worker")
         os.kill(worker, signal.SIGKILL)
-        wait_for(lambda: self.output.read_text().count("Booting worker") > before)
+        wait_until(lambda: self.output.read_text().count("Booting worker") > before)
 
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-
-
-def wait_for(condition: Callable[[], object]) -> object:
-    """Return what *condition* returns as soon as that is true."""
-    deadline = time.monotonic() + 30
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "the condition did not become true within 30 s"
-        time.sleep(0.02)
-    return result
 
 
 Start = Callable[..., Gunicorn]
@@ -150,7 +142,7 @@ Start = Callable[..., Gunicorn]
 @pytest.fixture
 def start_gunicorn(postgres: TemporaryPostgres, tmp_path: Path) -> Iterator[Start]:
     started = []
-    url = postgres.url.render_as_string(hide_password=False)
+    url = in_text(postgres.url)
 
     def start(*arguments: str, **environment: str) -> Gunicorn:
         started.append(Gunicorn(tmp_path, url, *arguments, **environment))
@@ -162,10 +154,11 @@ def start_gunicorn(postgres: TemporaryPostgres, tmp_path: Path) -> Iterator[Star
 
 
 def open_sessions(postgres: TemporaryPostgres) -> int:
-    with psycopg.connect(str(postgres.url.set(drivername="postgresql"))) as admin:
+    with psycopg.connect(conninfo(postgres.url)) as admin:
         row = admin.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'shop'"
         ).fetchone()
+    assert row is not None
     return int(row[0])
 
 
@@ -217,7 +210,7 @@ def test_what_a_dead_worker_held_is_held_no_longer(
     for told in server.metrics():
         assert told["sa_railway_pool_checked_out"] == told["sa_railway_pool_open"] == 0
         assert told["sa_railway_checkout_wait_seconds_count"] == 1
-    wait_for(lambda: open_sessions(postgres) == 0)
+    wait_until(lambda: open_sessions(postgres) == 0)
 
 
 def test_the_applications_own_gauges_forget_a_dead_worker_too(
@@ -226,7 +219,7 @@ def test_the_applications_own_gauges_forget_a_dead_worker_too(
     directory = tmp_path / "metrics"
     directory.mkdir()
     server = start_gunicorn(*OURS, PROMETHEUS_MULTIPROC_DIR=str(directory))
-    wait_for(lambda: server.get("/query") and all_open(server, WORKERS))
+    wait_until(lambda: server.get("/query") and all_open(server, WORKERS))
 
     server.kill(server.get("/query")[0])
 

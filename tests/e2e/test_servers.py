@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from marked import in_text
 
 from sa_railway.testing import ChaosProxy, TemporaryPostgres
 
@@ -150,7 +151,7 @@ def test_no_request_fails_with_the_connections_that_it_would_have_used(
 ):
     driver, arguments = SERVERS[name]
     with ChaosProxy(moody_postgres.url_for(driver)) as proxy:
-        url = proxy.url.render_as_string(hide_password=False)
+        url = in_text(proxy.url)
         with serving(tmp_path, arguments, url) as server:
             before = {server.get() for _ in range(6)}
 
@@ -177,7 +178,7 @@ def test_greenlets_run_while_one_waits_for_a_server_that_is_away(
     postgres: TemporaryPostgres, tmp_path: Path, preload: list[str]
 ):
     with ChaosProxy(postgres.url) as proxy:
-        url = proxy.url.render_as_string(hide_password=False)
+        url = in_text(proxy.url)
         arguments = [*GEVENT, "--workers", "1", *preload, WSGI]
         with serving(tmp_path, arguments, url) as server:
             server.get()
