@@ -131,7 +131,7 @@ def test_asyncio_engines_too(postgres, plain, driver, cut, outcomes):
         asyncio.run(main(proxy))
 
     assert rows(plain) == ([1] if outcomes == ["committed"] else [])
-    assert outcomes == ["aborted" if cut == {"before": "COMMIT"} else "committed"]
+    assert outcomes == ["aborted" if cut == NEVER_ARRIVED else "committed"]
 
 
 @pytest.mark.parametrize("driver", SYNC)
@@ -358,7 +358,7 @@ def commit_other(stranger):
 def test_after_a_crash_an_id_that_was_given_out_again_is_not_taken_for_ours(
     crashing, stranger, outcomes
 ):
-    with lost_commit(crashing.url, {"before": "COMMIT"}) as (xid, answer):
+    with lost_commit(crashing.url, NEVER_ARRIVED) as (xid, answer):
         crashing.restart("immediate")
         reused = commit_other(stranger)
 
@@ -370,7 +370,7 @@ def test_after_a_crash_an_id_that_was_given_out_again_is_not_taken_for_ours(
 
 
 def test_after_a_crash_an_id_that_is_not_given_out_yet_means_aborted(crashing, stranger, outcomes):
-    with lost_commit(crashing.url, {"before": "COMMIT"}) as (_, answer):
+    with lost_commit(crashing.url, NEVER_ARRIVED) as (_, answer):
         crashing.restart("immediate")
 
     assert answer.exception().orig.__notes__ == [UNDONE]
@@ -379,7 +379,7 @@ def test_after_a_crash_an_id_that_is_not_given_out_yet_means_aborted(crashing, s
 
 def test_after_two_crashes_committed_proves_nothing(crashing, stranger, outcomes):
     """The second recovery ends behind our log position, because strangers have written since."""
-    with lost_commit(crashing.url, {"before": "COMMIT"}) as (xid, answer):
+    with lost_commit(crashing.url, NEVER_ARRIVED) as (xid, answer):
         crashing.restart("immediate")
         for _ in range(20):
             commit_other(stranger)

@@ -8,7 +8,6 @@ import os
 import re
 import runpy
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from fix_server import ServerProcess
 from fix_waiting import wait_until
 from marked import MarkedPostgres, conninfo
 from sqlalchemy import URL
@@ -51,7 +51,7 @@ def sql(url: URL, statement: str) -> list[tuple[object, ...]]:
 # --- flask_app ---
 
 
-class Deployment:
+class Deployment(ServerProcess):
     """``flask_app`` as ``railway.json`` deploys it, but on a port of loopback."""
 
     def __init__(self, url: URL, folder: Path) -> None:
@@ -66,14 +66,7 @@ class Deployment:
             subprocess.run(command, shell=True, cwd=FLASK_APP, env=env, check=True)
         command = shlex.split(DEPLOY["startCommand"])
         self.process = subprocess.Popen(command, cwd=FLASK_APP, env=env, start_new_session=True)
-        self.port = int(wait_until(self._listening)[1])
-
-    def _listening(self) -> re.Match[str] | None:
-        assert self.process.poll() is None, self.text()
-        return re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", self.text())
-
-    def text(self) -> str:
-        return self.log.read_text() if self.log.exists() else ""
+        self.port = self.gunicorn_port()
 
     def ask(self, method: str, path: str, content: object = None) -> tuple[int, str, str | None]:
         """Return the status, the body, and the header Retry-After."""
@@ -82,11 +75,6 @@ class Deployment:
             client.request(method, path, json.dumps(content) if content else None, headers)
             answer = client.getresponse()
             return answer.status, answer.read().decode(), answer.headers["Retry-After"]
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 @pytest.fixture(scope="module")

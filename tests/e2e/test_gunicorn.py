@@ -17,6 +17,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from fix_server import ServerProcess
 from fix_waiting import wait_until
 from marked import conninfo, in_text
 
@@ -76,7 +77,7 @@ NO_ANSWER = (OSError, http.client.HTTPException, AssertionError)
 LINE = re.compile(r"^\[[^]]+\] \[(\d+)\] \[(\w+)\] (.*)$")
 
 
-class Gunicorn:
+class Gunicorn(ServerProcess):
     """A server in a process group of its own, and the lines of its error log."""
 
     def __init__(self, folder: Path, url: str, *arguments: str, plugins: str = "railway") -> None:
@@ -99,14 +100,7 @@ class Gunicorn:
             },
             start_new_session=True,
         )
-        self.port = int(wait_until(self._listening)[1])
-
-    def _listening(self) -> re.Match[str] | None:
-        assert self.process.poll() is None, self.text()
-        return re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", self.text())
-
-    def text(self) -> str:
-        return self.log.read_text() if self.log.exists() else ""
+        self.port = self.gunicorn_port()
 
     def lines(self, author: int | None = None) -> list[tuple[str, str]]:
         """What *author*, a process id, or anybody has logged, as pairs of level and text."""
@@ -144,11 +138,6 @@ class Gunicorn:
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(15)
-
-    def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 Start = Callable[..., Gunicorn]

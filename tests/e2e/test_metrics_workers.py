@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from fix_server import ServerProcess
 from fix_waiting import wait_until
 from marked import conninfo, in_text
 from prometheus_client.parser import text_string_to_metric_families
@@ -63,14 +63,14 @@ def tell_the_process(response):
 WORKERS = 4
 
 
-class Gunicorn:
+class Gunicorn(ServerProcess):
     """A server in a process group of its own."""
 
     def __init__(self, folder: Path, url: str, *arguments: str, **environment: str) -> None:
         (folder / "app.py").write_text(APP)
-        self.output = folder / "output"
+        self.log = folder / "log"
         command = [sys.executable, "-m", "gunicorn", "--bind=127.0.0.1:0", f"--workers={WORKERS}"]
-        with self.output.open("w") as output:
+        with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*command, *arguments, "app:application"],
                 cwd=folder,
@@ -82,14 +82,10 @@ class Gunicorn:
                     **environment,
                 },
                 start_new_session=True,
-                stdout=output,
+                stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        self.port = int(wait_until(self._listening)[1])
-
-    def _listening(self) -> re.Match[str] | None:
-        assert self.process.poll() is None, self.output.read_text()
-        return re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", self.output.read_text())
+        self.port = self.gunicorn_port()
 
     def get(self, path: str) -> tuple[int, str]:
         """Return which process has answered, and what."""
@@ -126,14 +122,9 @@ class Gunicorn:
 
     def kill(self, worker: int) -> None:
         """Kill *worker*, and wait until the server has noticed."""
-        before = self.output.read_text().count("Booting worker")
+        before = self.text().count("Booting worker")
         os.kill(worker, signal.SIGKILL)
-        wait_until(lambda: self.output.read_text().count("Booting worker") > before)
-
-    def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        wait_until(lambda: self.text().count("Booting worker") > before)
 
 
 Start = Callable[..., Gunicorn]
@@ -236,7 +227,7 @@ def test_on_railway_gunicorn_logs_json_to_stdout(start_gunicorn: Start):
     worker, _ = server.get("/query")
     server.kill(worker)
 
-    lines = [json.loads(line) for line in server.output.read_text().splitlines()]
+    lines = [json.loads(line) for line in server.text().splitlines()]
     assert {line["logger"] for line in lines} == {"gunicorn.error", "sa_railway.plugin"}
     assert {
         "message": f"sa_railway: worker (pid:{worker}) was killed without notice: by a SIGKILL "

@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from fix_server import ServerProcess
 from marked import in_text
 
 from sa_railway.testing import ChaosProxy, TemporaryPostgres
@@ -70,7 +71,7 @@ if HAS_EVENTLET_WORKER:
     SERVERS["gunicorn eventlet"] = ("psycopg2", [*OURS, "--worker-class", "eventlet", WSGI])
 
 
-class Served:
+class Served(ServerProcess):
     """A server in a process group of its own."""
 
     def __init__(self, folder: Path, arguments: list[str], url: str, **environ: str) -> None:
@@ -118,14 +119,9 @@ class Served:
                 with contextlib.suppress(OSError):
                     socket.create_connection(("127.0.0.1", self.port)).close()
                     return
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
+            assert self.process.poll() is None, self.text()
+            assert time.monotonic() < deadline, self.text()
             time.sleep(0.05)
-
-    def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 @contextlib.contextmanager
