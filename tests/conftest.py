@@ -12,14 +12,14 @@ from types import SimpleNamespace
 import psycopg
 import pytest
 from fix_missing import missing
-from marked import MarkedPostgres
+from marked import MARK, MarkedPostgres
 from pytest_postgresql import factories
 from sqlalchemy import URL, make_url
 
 from sa_railway.testing import PostgresNotFoundError, TemporaryPostgres
 from sa_railway.testing.binaries import find_binaries
 
-pytest_plugins = ["secrets_watch"]
+pytest_plugins = ["fix_events", "secrets_watch"]
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # a worker is measured if the tests are; the programs that it starts are not
@@ -72,6 +72,13 @@ def postgres(postgres_binaries: Path) -> Iterator[TemporaryPostgres]:
 def own_postgres(postgres_binaries: Path) -> Iterator[TemporaryPostgres]:
     """A server for this test alone."""
     with MarkedPostgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def guarded_postgres(postgres_binaries: Path) -> Iterator[TemporaryPostgres]:
+    """A server for the tests of one file, which asks for the password."""
+    with MarkedPostgres(password=f"right-{MARK}") as server:
         yield server
 
 

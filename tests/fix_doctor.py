@@ -12,27 +12,29 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import jsonschema
 import pytest
 import sqlalchemy
 from marked import MARK
-from sqlalchemy import text
+from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from sa_railway import normalize_url
 from sa_railway.doctor.examine import examine
+from sa_railway.doctor.findings import Diagnosis, Finding, Result
 from sa_railway.doctor.text import render
 
 SECRET = MARK
 SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "doctor.schema.json").read_text())
-DRIVERS = ["psycopg2", "psycopg", "asyncpg", "psycopg_async"]
 
 
-def diagnose(url=None, **options):
+def diagnose(url: str | URL | None = None, **options: Any) -> Diagnosis:
     """Examine, and hold whatever comes out against the schema and against the password."""
     diagnosis = examine(url, **options)
     printed = json.dumps(diagnosis.as_dict())
@@ -44,19 +46,19 @@ def diagnose(url=None, **options):
     return diagnosis
 
 
-def codes(diagnosis):
+def codes(diagnosis: Diagnosis) -> list[str]:
     return [finding.code for finding in diagnosis.findings]
 
 
-def first(diagnosis):
+def first(diagnosis: Diagnosis) -> Finding:
     return diagnosis.findings[0]
 
 
-def result(diagnosis, check):
+def result(diagnosis: Diagnosis, check: str) -> Result:
     return next(result for result in diagnosis.results if result.check == check)
 
 
-def stands_for(finding, url, statement="SELECT 1"):
+def stands_for(finding: Finding, url: str | URL, statement: str = "SELECT 1") -> bool:
     """Return whether *finding* holds what plain SQLAlchemy says to the same."""
     url = normalize_url(url)
     execute = execute_async if url.get_dialect().is_async else execute_sync
@@ -69,13 +71,13 @@ def stands_for(finding, url, statement="SELECT 1"):
     return any(literal in said for literal in finding.literal)
 
 
-def execute_sync(url, statement):
+def execute_sync(url: URL, statement: str) -> None:
     with sqlalchemy.create_engine(url, poolclass=NullPool).connect() as connection:
         connection.execute(text(statement))
 
 
-def execute_async(url, statement):
-    async def execute():
+def execute_async(url: URL, statement: str) -> None:
+    async def execute() -> None:
         async with create_async_engine(url, poolclass=NullPool).connect() as connection:
             await connection.execute(text(statement))
 
@@ -83,13 +85,13 @@ def execute_async(url, statement):
 
 
 @contextlib.contextmanager
-def answering(*, with_bytes, behind=None):
+def answering(*, with_bytes: bytes, behind: bytes | None = None) -> Iterator[int]:
     """A server that answers *with_bytes*, and closes; yields its port.
 
     It speaks first if *behind* is b"", otherwise when it has got these bytes, or any 8.
     """
 
-    def is_asked(client):
+    def is_asked(client: socket.socket) -> bool:
         got = b""
         while behind not in got if behind is not None else len(got) < 8:
             data = client.recv(64)
@@ -98,7 +100,7 @@ def answering(*, with_bytes, behind=None):
             got += data
         return True
 
-    def serve(client):
+    def serve(client: socket.socket) -> None:
         with client, contextlib.suppress(OSError):
             if is_asked(client):
                 client.sendall(with_bytes)
@@ -106,7 +108,7 @@ def answering(*, with_bytes, behind=None):
                 while client.recv(64):
                     pass
 
-    def accept():
+    def accept() -> None:
         with contextlib.suppress(OSError):
             while True:
                 threads.append(threading.Thread(target=serve, args=(listener.accept()[0],)))
@@ -122,8 +124,8 @@ def answering(*, with_bytes, behind=None):
 
 
 @contextlib.contextmanager
-def running_pgbouncer(program, url, settings):
-    account = {}
+def running_pgbouncer(program: str, url: URL, settings: dict[str, Any]) -> Iterator[URL]:
+    account: dict[str, Any] = {}
     if os.geteuid() == 0:  # it refuses to be root, whose folders it may not read then
         nobody = pwd.getpwnam("nobody")
         account = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
@@ -143,7 +145,7 @@ def running_pgbouncer(program, url, settings):
                 process.kill()
 
 
-def configure_pgbouncer(folder, url, settings):
+def configure_pgbouncer(folder: Path, url: URL, settings: dict[str, Any]) -> Path:
     leads_to = f"host={url.host} port={url.port}"
     databases = settings.pop("databases", {"*": ""})
     for name, content in settings.pop("files", {}).items():
@@ -171,7 +173,7 @@ def configure_pgbouncer(folder, url, settings):
     return config
 
 
-def wait_until_listening(port):
+def wait_until_listening(port: int) -> None:
     deadline = time.monotonic() + 10
     while True:
         try:
@@ -182,8 +184,10 @@ def wait_until_listening(port):
             return
 
 
-def sql_of(finding):
+def sql_of(finding: Finding) -> str:
     """The first statement in the fix of *finding*, as it is printed."""
-    return re.search(
+    found = re.search(
         r"\b(?:ALTER|GRANT|CREATE|REINDEX|ENABLE|SELECT pg_).*?(?=; |\. |\.?$)", finding.fix
-    )[0]
+    )
+    assert found is not None
+    return found[0]

@@ -7,6 +7,8 @@ import pytest
 import sqlalchemy
 from sqlalchemy import text
 
+from sa_railway.testing import TemporaryPostgres
+
 # what a build of PostgreSQL may lack, as that of the wheel does
 HAS = {
     "TLS": "SELECT setting LIKE '%-lssl%' FROM pg_config() WHERE name = 'LIBS'",
@@ -15,7 +17,7 @@ HAS = {
 }
 
 
-def need(what, server):
+def need(what: str, server: TemporaryPostgres) -> None:
     """Go on if *server* was built with *what*."""
     engine = sqlalchemy.create_engine(server.url)
     with engine.connect() as connection:

@@ -22,8 +22,10 @@ from types import FrameType
 from typing import Any
 
 import sqlalchemy
+from fix_engines import pool_of
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from marked import in_text
 from sqlalchemy import text
 
 import sa_railway
@@ -159,7 +161,7 @@ def setting(server: TemporaryPostgres) -> Iterator[Callable[[], object]]:
     engines = []
     yield lambda: engines.append(sa_railway.create_engine(server.url))
     del os.environ["SA_RAILWAY_POOL_SIZE"]
-    assert engines[-1].pool.size() == 3
+    assert pool_of(engines[-1]).size() == 3
 
 
 @contextlib.contextmanager
@@ -191,7 +193,7 @@ def ready(server: TemporaryPostgres) -> Iterator[Callable[[], object]]:
 @journey("the doctor, with a wrong password")
 def doctor(server: TemporaryPostgres) -> Iterator[Callable[[], object]]:
     url = server.url.set(password="wrong", username="nobody")
-    arguments = ["doctor", url.render_as_string(hide_password=False)]
+    arguments = ["doctor", in_text(url)]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield lambda: command(arguments)
 

@@ -11,6 +11,16 @@ from sa_railway.testing import TemporaryPostgres
 MARK = "".join(["Marked", "Password", "7"])
 
 
+def in_text(url: URL) -> str:
+    """Return *url* with its password."""
+    return url.render_as_string(hide_password=False)
+
+
+def conninfo(url: URL) -> str:
+    """Return *url* as libpq and its drivers take it."""
+    return in_text(url.set(drivername="postgresql"))
+
+
 class MarkedPostgres(TemporaryPostgres):
     """A server that lets everybody in, as that is faster, and has a password in its URLs."""
 

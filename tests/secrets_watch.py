@@ -190,15 +190,15 @@ def watch_output() -> None:
         watch.look_by("answer to the test client", lambda: str(answer.headers))
         watch.look_by("answer to the test client", answer.get_data)
 
+    def look_at_printed(printed: tuple[str, str], *args: Any) -> None:
+        for text in printed:
+            watch.look("what was printed", text)
+
     after(subprocess.Popen, "__init__", tee_pipes)
     after(http.client.HTTPResponse, "__init__", tee_answer)
     after(os, "read", look_at_read)
     after(werkzeug.test.Client, "open", look_at_answer)
-    after(
-        pytest.CaptureFixture,
-        "readouterr",
-        lambda printed, *args: [watch.look("what was printed", text) for text in printed],
-    )
+    after(pytest.CaptureFixture, "readouterr", look_at_printed)
 
 
 # --- errors ---
@@ -274,7 +274,8 @@ def watch_values() -> set[type]:
     errors = {kind for kind in types if issubclass(kind, BaseException)}
     for kind in values | errors:
         after(kind, "__init__", lambda _, value, *args: look_at_value(value))
-    return {kind for kind in types if kind.__repr__ is not object.__repr__}
+    inherited: Any = object.__repr__
+    return {kind for kind in types if kind.__repr__ is not inherited}
 
 
 def look_at_values_alive() -> None:

@@ -8,14 +8,12 @@ from typing import Any
 
 import sqlalchemy
 import sqlalchemy.ext.asyncio
+from fix_engines import ASYNC
 from sqlalchemy import Connection
 from sqlalchemy.util import await_only
 
 import sa_railway
 from sa_railway.testing import TemporaryPostgres
-
-ASYNC = ["psycopg_async", "asyncpg"]
-DRIVERS = ["psycopg2", "psycopg", *ASYNC]
 
 
 def using(

@@ -1,6 +1,6 @@
-"""What the chaos tests share: what became of lost COMMITs, a server that speaks TLS, a PgBouncer.
+"""What the chaos tests share: a server that speaks TLS, and a PgBouncer.
 
-The second speaks it also where PostgreSQL was built without.
+The first speaks it also where PostgreSQL was built without.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ import psycopg2
 import pytest
 from fix_doctor import running_pgbouncer
 from fix_missing import missing
-from marked import MARK, MarkedPostgres
+from marked import MARK, MarkedPostgres, conninfo
 from sqlalchemy import URL
 
-from sa_railway import events
-from sa_railway.commit.decision import Outcome
 from sa_railway.testing import TemporaryPostgres
 
 # Made for this test; they guard nothing.
@@ -127,20 +125,6 @@ def encrypting_url(encrypted: Callable[[str], URL]) -> URL:
     return encrypted(KEY + CERTIFICATE)
 
 
-@pytest.fixture
-def outcomes() -> Iterator[list[Outcome]]:
-    """What became of the COMMITs whose answers were lost, in their order."""
-    found: list[Outcome] = []
-
-    def note(event: events.Event) -> None:
-        if isinstance(event, events.CommitResolved):
-            found.append(event.outcome)
-
-    unsubscribe = events.subscribe(note)
-    yield found
-    unsubscribe()
-
-
 @pytest.fixture(scope="module")
 def server(postgres_binaries: Path) -> Iterator[MarkedPostgres]:
     """A server for the tests of one file, which asks for the password."""
@@ -151,11 +135,7 @@ def server(postgres_binaries: Path) -> Iterator[MarkedPostgres]:
 @pytest.fixture
 def execute(server: MarkedPostgres) -> Iterator[Callable[[str], None]]:
     """Runs statements on ``server`` as the superuser, each in a transaction of its own."""
-    with contextlib.closing(
-        psycopg2.connect(
-            server.url.set(drivername="postgresql").render_as_string(hide_password=False)
-        )
-    ) as connection:
+    with contextlib.closing(psycopg2.connect(conninfo(server.url))) as connection:
         connection.autocommit = True
         yield connection.cursor().execute
 

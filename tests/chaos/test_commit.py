@@ -10,11 +10,12 @@ from contextlib import contextmanager
 import psycopg2
 import pytest
 import sqlalchemy
+from fix_commit import ANSWER_LOST, ARRIVED, NEVER_ARRIVED, UNDONE, unknown
+from fix_engines import ASYNC, SYNC, plain_engine
 from marked import MarkedPostgres
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
-from sqlalchemy.pool import NullPool
 
 import sa_railway
 from sa_railway.commit import status
@@ -25,22 +26,12 @@ from sa_railway.exc import CommitOutcomeUnknownError
 from sa_railway.testing import ChaosProxy
 from sa_railway.testing.toxics import Cut
 
-SYNC = ["psycopg2", "psycopg"]
-ANSWER_LOST = {"before": "CommandComplete", "of": "COMMIT"}
-LOST_BUT_COMMITTED = [{"after": "COMMIT"}, ANSWER_LOST]
-UNDONE = (
-    "sa_railway: the transaction was rolled back and has changed nothing; "
-    "it can safely be run again"
-)
+LOST_BUT_COMMITTED = [ARRIVED, ANSWER_LOST]
 
 
 @pytest.fixture
 def plain(postgres):
-    engine = sqlalchemy.create_engine(postgres.url, poolclass=NullPool)
-    with engine.begin() as connection:
-        connection.execute(text("DROP TABLE IF EXISTS lost"))
-        connection.execute(text("CREATE TABLE lost (n int)"))
-    return engine
+    return plain_engine(postgres.url, "DROP TABLE IF EXISTS lost", "CREATE TABLE lost (n int)")
 
 
 def rows(plain):
@@ -85,6 +76,7 @@ def test_a_commit_that_did_not_happen_raises_the_drivers_error(postgres, plain, 
     assert rows(plain) == []
     assert outcomes == ["aborted"]
     assert caught.value.connection_invalidated
+    assert caught.value.orig is not None
     assert caught.value.orig.__notes__ == [UNDONE]
 
 
@@ -101,7 +93,7 @@ def test_plain_sqlalchemy_raises_although_it_happened(postgres, plain):
     assert rows(plain) == [1]
 
 
-@pytest.mark.parametrize("cut", [*LOST_BUT_COMMITTED, {"before": "COMMIT"}])
+@pytest.mark.parametrize("cut", [*LOST_BUT_COMMITTED, NEVER_ARRIVED])
 @pytest.mark.parametrize("driver", SYNC)
 def test_a_session_commits_as_if_nothing_had_happened(postgres, plain, driver, cut, outcomes):
     with ChaosProxy(postgres.url_for(driver)) as proxy:
@@ -120,8 +112,8 @@ def test_a_session_commits_as_if_nothing_had_happened(postgres, plain, driver, c
     assert rows(plain) == [1]
 
 
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg_async"])
-@pytest.mark.parametrize("cut", [*LOST_BUT_COMMITTED, {"before": "COMMIT"}])
+@pytest.mark.parametrize("driver", ASYNC)
+@pytest.mark.parametrize("cut", [*LOST_BUT_COMMITTED, NEVER_ARRIVED])
 def test_asyncio_engines_too(postgres, plain, driver, cut, outcomes):
     async def main(proxy):
         engine = sa_railway.create_async_engine(proxy.url, resolve_commit=True)
@@ -139,7 +131,7 @@ def test_asyncio_engines_too(postgres, plain, driver, cut, outcomes):
         asyncio.run(main(proxy))
 
     assert rows(plain) == ([1] if outcomes == ["committed"] else [])
-    assert outcomes == ["aborted" if cut == {"before": "COMMIT"} else "committed"]
+    assert outcomes == ["aborted" if cut == NEVER_ARRIVED else "committed"]
 
 
 @pytest.mark.parametrize("driver", SYNC)
@@ -227,16 +219,6 @@ def test_an_exhausted_pool_does_not_keep_it_from_asking(postgres, plain, outcome
     assert outcomes == ["committed"]
 
 
-def unknown(xid):
-    return (
-        f"it is unknown whether transaction {xid} was committed: the connection was lost during "
-        "COMMIT, and the outcome could not be proved; "
-        f"SELECT txid_status({xid}) says 'committed', 'aborted', 'in progress', or NULL if the "
-        "server has forgotten; after a crash it may mean another transaction; do not run the work "
-        "again before you know"
-    )
-
-
 def test_a_server_that_stays_away_leaves_the_outcome_unknown(postgres, plain, outcomes):
     with ChaosProxy(postgres.url) as proxy:
         engine = sa_railway.create_engine(
@@ -286,21 +268,15 @@ def crashing(postgres_binaries):
         "max_prepared_transactions": "2",
     }
     with MarkedPostgres(settings=settings) as server:
-        engine = sqlalchemy.create_engine(server.url, poolclass=NullPool)
-        with engine.begin() as connection:
-            connection.execute(text("CREATE TABLE lost (n int)"))
-            connection.execute(text("CREATE TABLE other (n int)"))
-            for statement in create_sql():
-                connection.execute(text(statement))
+        tables = ["CREATE TABLE lost (n int)", "CREATE TABLE other (n int)"]
+        plain_engine(server.url, *tables, *create_sql())
         yield server
 
 
 @pytest.fixture
 def stranger(crashing):
     """An engine for the transactions of others."""
-    engine = sqlalchemy.create_engine(crashing.url, poolclass=NullPool)
-    with engine.begin() as connection:
-        connection.execute(text("TRUNCATE lost, other"))
+    engine = plain_engine(crashing.url, "TRUNCATE lost, other")
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         # what follows is at the beginning of a page, and no full page is there to be written early
         connection.execute(text("SELECT pg_switch_wal()"))
@@ -341,6 +317,7 @@ def test_a_backend_that_still_works_is_ended_before_it_is_asked_about(
                 connection.commit()
         engine.dispose()
 
+    assert caught.value.orig is not None
     assert caught.value.orig.__notes__ == [UNDONE]
     assert outcomes == ["aborted"]
     with stranger.connect() as connection:
@@ -381,7 +358,7 @@ def commit_other(stranger):
 def test_after_a_crash_an_id_that_was_given_out_again_is_not_taken_for_ours(
     crashing, stranger, outcomes
 ):
-    with lost_commit(crashing.url, {"before": "COMMIT"}) as (xid, answer):
+    with lost_commit(crashing.url, NEVER_ARRIVED) as (xid, answer):
         crashing.restart("immediate")
         reused = commit_other(stranger)
 
@@ -393,7 +370,7 @@ def test_after_a_crash_an_id_that_was_given_out_again_is_not_taken_for_ours(
 
 
 def test_after_a_crash_an_id_that_is_not_given_out_yet_means_aborted(crashing, stranger, outcomes):
-    with lost_commit(crashing.url, {"before": "COMMIT"}) as (_, answer):
+    with lost_commit(crashing.url, NEVER_ARRIVED) as (_, answer):
         crashing.restart("immediate")
 
     assert answer.exception().orig.__notes__ == [UNDONE]
@@ -402,7 +379,7 @@ def test_after_a_crash_an_id_that_is_not_given_out_yet_means_aborted(crashing, s
 
 def test_after_two_crashes_committed_proves_nothing(crashing, stranger, outcomes):
     """The second recovery ends behind our log position, because strangers have written since."""
-    with lost_commit(crashing.url, {"before": "COMMIT"}) as (xid, answer):
+    with lost_commit(crashing.url, NEVER_ARRIVED) as (xid, answer):
         crashing.restart("immediate")
         for _ in range(20):
             commit_other(stranger)
@@ -523,31 +500,11 @@ def test_a_loss_that_looks_like_a_failed_connect_is_a_loss(postgres, plain, outc
         connection.dbapi_connection.close()
         raise psycopg2.OperationalError("could not receive data from server: Connection refused")
 
-    engine.dialect.do_commit = commit_and_lose_the_answer
+    engine.dialect.do_commit = commit_and_lose_the_answer  # type: ignore[method-assign]
     sa_railway.run_transaction(engine, insert)
 
     assert rows(plain) == [1]
     assert outcomes == ["committed"]
-    engine.dispose()
-
-
-@pytest.mark.parametrize("driver", SYNC)
-def test_a_transaction_that_has_failed_before_is_said_to_be_and_ended(postgres, plain, driver):
-    engine = sa_railway.create_engine(postgres.url_for(driver), resolve_commit=True)
-    with engine.connect() as connection:
-        insert(connection)
-        with pytest.raises(DBAPIError):
-            connection.execute(text("SELECT * FROM no_such_table"))
-
-        with pytest.raises(DBAPIError) as caught:
-            connection.commit()
-
-        assert sa_railway.classify(caught.value).sqlstate == "25P02"
-        connection.rollback()
-        insert(connection, 2)
-        connection.commit()
-
-    assert rows(plain) == [2]
     engine.dispose()
 
 

@@ -8,9 +8,8 @@ import logging
 import re
 import struct
 import threading
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psycopg
 import psycopg2
@@ -18,8 +17,11 @@ import psycopg2.extras
 import psycopg2.sql
 import pytest
 import sqlalchemy
+from fix_commit import ANSWER_LOST, ARRIVED, NEVER_ARRIVED, UNDONE, unknown
+from fix_engines import ASYNC, DRIVERS, PACKAGES, SYNC
 from fix_missing import need
 from fix_standby import Standby
+from fix_waiting import wait_until
 from marked import MarkedPostgres
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -35,26 +37,7 @@ from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError
 from sa_railway.testing import ChaosProxy
 from sa_railway.testing.toxics import Cut
 
-DRIVERS = ["psycopg2", "psycopg", "asyncpg"]
-ASYNCIO = ("asyncpg", "psycopg_async")
-NEVER_ARRIVED = {"before": "COMMIT"}
-ARRIVED = {"after": "COMMIT"}
-ANSWER_LOST = {"before": "CommandComplete", "of": "COMMIT"}
 CUTS = {"before": NEVER_ARRIVED, "after": ARRIVED, "before its answer": ANSWER_LOST}
-UNDONE = (
-    "sa_railway: the transaction was rolled back and has changed nothing; "
-    "it can safely be run again"
-)
-
-
-def unknown(xid):
-    return (
-        f"it is unknown whether transaction {xid} was committed: the connection was lost during "
-        "COMMIT, and the outcome could not be proved; "
-        f"SELECT txid_status({xid}) says 'committed', 'aborted', 'in progress', or NULL if the "
-        "server has forgotten; after a crash it may mean another transaction; do not run the work "
-        "again before you know"
-    )
 
 
 # --- the ways to commit, with any driver ----------------------------------------------------------
@@ -107,7 +90,7 @@ WAYS = {"run_transaction": transact, "resolve_commit": commit}
 
 
 def is_asyncio(url):
-    return url.get_driver_name() in ASYNCIO
+    return url.get_driver_name() in ASYNC
 
 
 @contextlib.contextmanager
@@ -136,8 +119,9 @@ def first_time(work, fault):
         if len(calls) == 1:
             fault()
 
-    disturbed.calls = calls
-    return disturbed
+    counted: Any = disturbed
+    counted.calls = calls
+    return counted
 
 
 def insert(connection, n=1):
@@ -146,13 +130,6 @@ def insert(connection, n=1):
 
 def xid_of(connection):
     return connection.scalar(text("SELECT txid_current_if_assigned()"))
-
-
-def until(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition is still false"
-        threading.Event().wait(0.01)
 
 
 class Admin:
@@ -254,9 +231,9 @@ def foreign_table(connection):
 
 WRITERS = [
     (driver, work)
-    for driver in DRIVERS
+    for driver in PACKAGES
     for work in (notify, pg_notify, writing_function, script, copy, many, foreign_table)
-] + [(driver, work) for driver in ("psycopg2", "psycopg") for work in (in_bytes, composed)]
+] + [(driver, work) for driver in SYNC for work in (in_bytes, composed)]
 
 
 @pytest.fixture
@@ -290,7 +267,7 @@ def count_effects(postgres, admin, work):
         def count():
             if work in (notify, pg_notify):
                 admin.run("NOTIFY effect, 'end'")
-                until(lambda: "end" in payloads())
+                wait_until(lambda: "end" in payloads())
                 return payloads().count("once")
             if work is script:
                 return admin.scalar(
@@ -329,7 +306,9 @@ def test_what_is_not_seen_to_write_is_committed_or_its_error_raised(
             commit(proxy.url, disturbed)
 
     if is_lost:
+        assert caught is not None
         assert caught.value.connection_invalidated
+        assert caught.value.orig is not None
         assert caught.value.orig.__notes__ == [UNDONE]
     assert outcomes == ["aborted" if is_lost else "committed"]
     assert count_effects() == (0 if is_lost else 1)
@@ -358,7 +337,7 @@ def standby_away(primary):
 def set_standby(admin, change):
     names = "standby" if change.startswith("SET") else ""
     admin.run(f"ALTER SYSTEM {change}", "SELECT pg_reload_conf()")
-    until(lambda: admin.scalar("SHOW synchronous_standby_names") == names)
+    wait_until(lambda: admin.scalar("SHOW synchronous_standby_names") == names)
 
 
 def waiting(admin):
@@ -379,7 +358,7 @@ class Waiting(NamedTuple):
 @contextlib.contextmanager
 def commit_waiting_for_a_standby(proxy, way, admin, **options):
     """Lose a COMMIT that waits for a standby, and ask often enough to have ended its backend."""
-    ids = []
+    ids: list[int] = []
 
     def work(connection):
         insert(connection)
@@ -390,14 +369,15 @@ def commit_waiting_for_a_standby(proxy, way, admin, **options):
 
     with ThreadPoolExecutor() as executor:
         answer = executor.submit(WAYS[way], proxy.url, work, **options)
-        until(lambda: (ids and ids[0] in waiting(admin)) or answer.done())
+        wait_until(lambda: (ids and ids[0] in waiting(admin)) or answer.done())
         before = proxy.accepted
-        until(lambda: proxy.accepted >= before + 6 or answer.done())
-        yield Waiting(*ids, answer)
+        wait_until(lambda: proxy.accepted >= before + 6 or answer.done())
+        pid, xid = ids
+        yield Waiting(pid, xid, answer)
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_a_backend_that_waits_for_a_standby_is_left_to_it(
     primary, standby_away, driver, way, outcomes
 ):
@@ -414,7 +394,7 @@ def test_a_backend_that_waits_for_a_standby_is_left_to_it(
     assert standby_away.effects() == [1]
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_a_commit_that_no_standby_has_by_the_deadline_is_unknown(
     primary, standby_away, driver, outcomes
 ):
@@ -438,9 +418,9 @@ def test_a_wait_that_an_administrator_ends_leaves_the_commit_open(primary, stand
         commit_waiting_for_a_standby(proxy, "resolve_commit", standby_away) as case,
     ):
         standby_away.run(f"SELECT pg_terminate_backend({case.pid})")
-        until(lambda: standby_away.effects() == [1])
+        wait_until(lambda: standby_away.effects() == [1])
         # it is a COMMIT of the one that asks that waits now
-        until(lambda: waiting(standby_away) not in ([], [case.pid]) or case.answer.done())
+        wait_until(lambda: waiting(standby_away) not in ([], [case.pid]) or case.answer.done())
         is_open = not case.answer.done()
         set_standby(standby_away, "RESET synchronous_standby_names")
         case.answer.result(timeout=30)
@@ -449,7 +429,7 @@ def test_a_wait_that_an_administrator_ends_leaves_the_commit_open(primary, stand
     assert outcomes == ["committed"]
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_a_commit_that_a_standby_gets_in_time_is_committed(primary, standby_away, driver, outcomes):
     with (
         Standby(primary) as standby,
@@ -592,7 +572,7 @@ def test_a_stranger_with_our_id_is_not_taken_for_us_after_two_lives_unseen(
         assert_never_acknowledged(case, stranger, outcomes)
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_a_stranger_with_our_id_is_not_taken_for_us_after_a_checkpoint_that_looks_like_a_stop(
     crashing, stranger, driver, outcomes
 ):
@@ -627,7 +607,7 @@ def repeating(admin, *statements):
     with ThreadPoolExecutor() as executor:
         job = executor.submit(repeat)
         try:
-            until(lambda: rounds or job.done())
+            wait_until(lambda: rounds or job.done())
             yield
         finally:
             stop.set()
@@ -639,7 +619,7 @@ RESETS = ["SELECT pg_stat_reset_shared('bgwriter')"]
 
 @pytest.mark.parametrize("also", [[], ["CHECKPOINT"]], ids=["", "and checkpoints"])
 @pytest.mark.parametrize("role", ["postgres", "app"])
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_statistics_that_are_reset_while_a_commit_is_resolved_are_no_crash(
     postgres, admin, driver, role, also, outcomes
 ):
@@ -692,7 +672,7 @@ def standby(primary):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_a_standby_is_read_as_without_us(primary, standby, driver, way, outcomes, caplog):
     standby.catch_up(primary)
 
@@ -788,7 +768,7 @@ OF_A_TICKET = ["log position", "id"]  # what is read before every COMMIT
     ("driver", "name", "is_early"),
     [
         pytest.param(driver, name, is_early, id=f"{driver}-{name}-{when}")
-        for driver in DRIVERS
+        for driver in PACKAGES
         for name in LACKS
         for is_early, when in [(True, "before the connect"), (False, "after a commit")]
         if is_early or driver != "asyncpg" or name not in OF_A_TICKET
@@ -895,7 +875,7 @@ class LastWords(Cut):
         ("ERROR", "MTF01"),
     ],
 )
-@pytest.mark.parametrize("driver", [*DRIVERS, "psycopg_async"])
+@pytest.mark.parametrize("driver", DRIVERS)
 def test_the_last_words_of_a_server_are_no_answer(
     postgres, admin, driver, severity, sqlstate, way, outcomes
 ):
@@ -908,7 +888,7 @@ def test_the_last_words_of_a_server_are_no_answer(
     assert admin.effects() == [1]
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_a_backend_that_dies_of_its_commit_is_asked_about(postgres, admin, driver, outcomes):
     """A FATAL of the server itself, before the COMMIT has taken place."""
     admin.run(
@@ -945,7 +925,7 @@ def test_a_limit_of_the_driver_is_no_answer(postgres, admin, way, outcomes):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_a_refusal_is_an_answer(postgres, admin, driver, way, outcomes):
     admin.run("ALTER TABLE effect ADD UNIQUE (n) DEFERRABLE INITIALLY DEFERRED")
 
@@ -976,7 +956,7 @@ TOO_LATE = 10  # seconds; half of one would do, and a limit other than our own i
 @pytest.mark.parametrize(
     ("way", "limit"), [("resolve_commit", "resolve_timeout"), ("run_transaction", "timeout")]
 )
-@pytest.mark.parametrize("driver", [*DRIVERS, "psycopg_async"])
+@pytest.mark.parametrize("driver", DRIVERS)
 def test_a_server_that_says_nothing_is_asked_until_the_deadline_only(
     postgres, admin, driver, way, limit, deafness, outcomes
 ):
@@ -1044,7 +1024,7 @@ LOST_SESSION = (
 
 
 @pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("driver", [*DRIVERS, "psycopg_async"])
+@pytest.mark.parametrize("driver", DRIVERS)
 def test_a_session_with_a_state_ends_with_a_lost_answer(
     postgres, tenants, driver, state, outcomes, caplog
 ):
@@ -1079,7 +1059,7 @@ def test_a_session_with_a_state_ends_with_a_lost_answer(
 
 
 @pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("driver", [*DRIVERS, "psycopg_async"])
+@pytest.mark.parametrize("driver", DRIVERS)
 def test_a_session_with_a_state_can_be_closed_after_a_lost_answer(
     postgres, tenants, driver, state, outcomes, caplog
 ):
@@ -1103,7 +1083,7 @@ LOCAL = {
 
 
 @pytest.mark.parametrize("state", LOCAL)
-@pytest.mark.parametrize("driver", [*DRIVERS, "psycopg_async"])
+@pytest.mark.parametrize("driver", DRIVERS)
 def test_a_session_without_a_state_goes_on_after_a_lost_answer(
     postgres, tenants, driver, state, outcomes, caplog
 ):
@@ -1123,7 +1103,7 @@ def test_a_session_without_a_state_goes_on_after_a_lost_answer(
 # --- no clock -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_a_clean_restart_that_was_not_watched_proves_what_came_before_it(
     crashing, stranger, driver, outcomes
 ):
@@ -1141,7 +1121,7 @@ def test_a_clean_restart_that_was_not_watched_proves_what_came_before_it(
         answers = [
             executor.submit(transact, proxy.url, functools.partial(work, n=n)) for n in range(count)
         ]
-        until(lambda: len(cuts) == count)
+        wait_until(lambda: len(cuts) == count)
         down = proxy.down(live=False)
         for cut in cuts:
             cut.wait(30)
@@ -1214,15 +1194,15 @@ ENDED = (
 
 @pytest.mark.parametrize(
     ("driver", "kind"),
-    [(driver, kind) for driver in [*DRIVERS, "psycopg_async"] for kind in ENDS]
-    + [(driver, kind) for driver in ("psycopg2", "psycopg") for kind in OF_LIBPQ]
+    [(driver, kind) for driver in DRIVERS for kind in ENDS]
+    + [(driver, kind) for driver in SYNC for kind in OF_LIBPQ]
     + [("psycopg_async", "driver's method")],
 )
 def test_a_callback_that_would_end_its_transaction_is_refused_before_it_is_sent(
     postgres, admin, driver, kind, outcomes
 ):
     command, end = (ENDS | OF_LIBPQ)[kind]
-    sent = []
+    sent: list[str] = []
 
     def work(connection):
         insert(connection)
@@ -1264,7 +1244,7 @@ def transact_with_session(url, work, isolation_level):
 
 
 @pytest.mark.parametrize("isolation_level", [None, "SERIALIZABLE"])
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_a_callback_with_a_session_is_refused_before_it_is_sent_too(
     postgres, admin, driver, isolation_level
 ):

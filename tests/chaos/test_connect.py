@@ -11,7 +11,9 @@ import asyncpg
 import psycopg2
 import pytest
 import sqlalchemy
-from marked import MARK, MarkedPostgres
+from fix_engines import ASYNC, SYNC
+from fix_events import hearing
+from marked import MARK
 from sqlalchemy import event, text
 
 import sa_railway
@@ -19,17 +21,11 @@ from sa_railway import events
 from sa_railway.exc import DatabaseUnavailableError
 from sa_railway.testing import ChaosProxy
 
-SYNC = ["psycopg2", "psycopg"]
-
 
 @pytest.fixture
 def failures():
-    found = []
-    unsubscribe = events.subscribe(
-        lambda event: isinstance(event, events.ConnectAttemptFailed) and found.append(event)
-    )
-    yield found
-    unsubscribe()
+    with hearing(events.ConnectAttemptFailed) as heard:
+        yield heard
 
 
 def scalar(engine, statement="SELECT 1"):
@@ -100,7 +96,7 @@ def test_plain_sqlalchemy_does_not_wait(postgres):
         engine.dispose()
 
 
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg_async"])
+@pytest.mark.parametrize("driver", ASYNC)
 def test_asyncio_waits_without_blocking_the_loop(postgres, driver, failures):
     async def main(proxy):
         engine = sa_railway.create_async_engine(proxy.url)
@@ -157,7 +153,7 @@ def test_every_attempt_asks_the_listeners_again(postgres, driver, refused_port):
     engine.dispose()
 
 
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg_async"])
+@pytest.mark.parametrize("driver", ASYNC)
 def test_every_attempt_asks_the_listeners_again_in_asyncio(postgres, driver, refused_port):
     async def main():
         engine = sa_railway.create_async_engine(postgres.url_for(driver))
@@ -276,13 +272,7 @@ def test_asyncpg_reaches_the_second_host_when_the_first_never_answers(postgres):
         assert proxy.accepted == 1
 
 
-@pytest.fixture(scope="module")
-def guarded_postgres(postgres_binaries):
-    with MarkedPostgres(password=f"right-{MARK}") as server:
-        yield server
-
-
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 @pytest.mark.parametrize(
     ("change", "says", "fix"),
     [

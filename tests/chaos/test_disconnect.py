@@ -5,13 +5,15 @@ import contextlib
 import itertools
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import sqlalchemy
+from fix_engines import ASYNC, DRIVERS, SYNC, pool_of
 from marked import MarkedPostgres
 from sqlalchemy import event, text
 from sqlalchemy.pool import NullPool, QueuePool
-from within import DRIVERS, driver_of, using
+from within import driver_of, using
 
 import sa_railway
 from sa_railway.commit.sql import Writes
@@ -43,7 +45,7 @@ def insert_fails(engine, **execution_options):
     return caught.value.connection_invalidated
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_a_primary_that_became_a_standby_is_left(standby, driver):
     engine = sa_railway.create_engine(standby.url_for(driver))
 
@@ -52,7 +54,7 @@ def test_a_primary_that_became_a_standby_is_left(standby, driver):
 
 
 @pytest.mark.parametrize("poolclass", [QueuePool, NullPool])
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_a_standby_is_stayed_with_when_a_new_connection_finds_it_again(
     standby, driver, poolclass, monkeypatch
 ):
@@ -94,7 +96,7 @@ def test_a_connection_from_before_is_left_without_the_new_ones(standby):
     engine.dispose()
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_work_that_a_standby_refuses_is_run_again_only_once(standby, driver):
     engine = sa_railway.create_engine(standby.url_for(driver))
     pids = []
@@ -134,12 +136,18 @@ def test_a_database_that_is_read_only_by_a_setting_is_no_failover(database_url, 
             connection.execute(text("INSERT INTO t VALUES (1)"))
         assert caught.value.connection_invalidated is False
 
-    using(SimpleNamespace(url_for=lambda d: with_driver(database_url, d)), driver, check)
-    if driver in ("psycopg2", "psycopg"):
+    server: Any = SimpleNamespace(url_for=lambda d: with_driver(database_url, d))
+    using(server, driver, check)
+    if driver in SYNC:
         engine = sa_railway.create_engine(with_driver(database_url, driver))
         attempts = []
+
+        def attempt(connection):
+            attempts.append(1)
+            insert(connection)
+
         with pytest.raises(sqlalchemy.exc.DBAPIError):
-            sa_railway.run_transaction(engine, lambda c: (attempts.append(1), insert(c)))
+            sa_railway.run_transaction(engine, attempt)
         assert attempts == [1]
         engine.dispose()
 
@@ -158,7 +166,7 @@ def fill(engine, size=3):
         return [driver_of(stack.enter_context(engine.connect())) for _ in range(size)]
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_the_rest_of_a_dead_pool_is_closed_at_once(postgres, driver):
     engine = sa_railway.create_engine(postgres.url_for(driver), pool_size=3, max_overflow=0)
     old = fill(engine)
@@ -167,12 +175,12 @@ def test_the_rest_of_a_dead_pool_is_closed_at_once(postgres, driver):
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT 1")) == 1
     assert [bool(one.closed) for one in old] == [True] * 3
-    assert engine.pool.checkedin() == 3
+    assert pool_of(engine).checkedin() == 3
     assert set(fill(engine)).isdisjoint(old)
     engine.dispose()
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_no_session_stays_on_a_server_that_was_left(standby, driver):
     engine = sa_railway.create_engine(standby.url_for(driver), pool_size=3)
     old = fill(engine)
@@ -182,7 +190,7 @@ def test_no_session_stays_on_a_server_that_was_left(standby, driver):
     engine.dispose()
 
 
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg_async"])
+@pytest.mark.parametrize("driver", ASYNC)
 def test_the_rest_of_a_dead_pool_is_closed_in_asyncio(postgres, driver):
     closed = []
 
@@ -213,7 +221,7 @@ def test_a_listener_may_keep_the_rest_of_the_pool(postgres, keeps):
         context.invalidate_pool_on_disconnect = not keeps
 
     with engine.connect() as connection:
-        connection.connection.driver_connection.close()
+        driver_of(connection).close()
         with pytest.raises(sqlalchemy.exc.DBAPIError):
             connection.execute(text("SELECT 1"))
     assert sorted(one.closed for one in others) == ([0, 1] if keeps else [1, 1])
@@ -279,7 +287,7 @@ def test_several_hosts_of_asyncpg_are_seen_as_one_is(postgres):
 
     port = postgres.port
     url = f"postgresql+asyncpg://postgres@/postgres?host=127.0.0.1:{port}&host=localhost:{port}"
-    two = SimpleNamespace(url_for=lambda _driver: sqlalchemy.make_url(url))
+    two: Any = SimpleNamespace(url_for=lambda _driver: sqlalchemy.make_url(url))
     assert using(two, "asyncpg", check) == (True, Writes.NO)
 
 
@@ -318,7 +326,7 @@ def test_plain_sqlalchemy_stays_with_the_standby(standby):
     engine.dispose()
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_a_transaction_declared_read_only_is_no_failover(postgres, driver):
     engine = sa_railway.create_engine(postgres.url_for(driver))
     with engine.begin() as connection:

@@ -5,7 +5,6 @@ import os
 import re
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import asyncpg
@@ -13,7 +12,6 @@ import psycopg
 import pytest
 import sqlalchemy
 from fix_doctor import (
-    DRIVERS,
     SECRET,
     answering,
     codes,
@@ -23,10 +21,13 @@ from fix_doctor import (
     sql_of,
     stands_for,
 )
-from marked import MarkedPostgres
+from fix_engines import DRIVERS, SYNC
+from fix_waiting import wait_until
+from marked import MarkedPostgres, conninfo, in_text
 from packaging.version import Version
 from sqlalchemy import event, text
 from sqlalchemy.pool import Pool
+from within import driver_of
 
 from sa_railway.doctor.checks import CHECKS, sessions
 from sa_railway.doctor.findings import Outcome, Severity
@@ -53,7 +54,7 @@ def use(monkeypatch):
     """Sets ``DATABASE_URL``."""
 
     def use(url):
-        monkeypatch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
+        monkeypatch.setenv("DATABASE_URL", in_text(url))
 
     return use
 
@@ -61,7 +62,7 @@ def use(monkeypatch):
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_healthy_database(server, execute, driver):
     execute("CREATE TABLE IF NOT EXISTS present (n int)")
-    titles = []
+    titles: list[str] = []
     diagnosis = diagnose(server.url_for(driver), tables=["present"], progress=titles.append)
 
     assert {r.check: r.outcome for r in diagnosis.results} == dict.fromkeys(titles, Outcome.GOOD)
@@ -173,7 +174,7 @@ def test_a_flaw_of_a_variable_that_was_passed_over(server, monkeypatch):
     ],
 )
 def test_what_was_copied_along_with_a_url(server, monkeypatch, around, code, what):
-    url = server.url.render_as_string(hide_password=False)
+    url = in_text(server.url)
     monkeypatch.setenv("DATABASE_URL", around.format(url))
     diagnosis = diagnose()
 
@@ -183,7 +184,7 @@ def test_what_was_copied_along_with_a_url(server, monkeypatch, around, code, wha
 
 
 def test_a_scheme_that_only_this_package_reads(server):
-    url = server.url.render_as_string(hide_password=False)
+    url = in_text(server.url)
     diagnosis = diagnose(url.replace("postgresql+psycopg2:", "postgres:"))
 
     assert codes(diagnosis) == ["url-postgres-scheme"]
@@ -223,7 +224,7 @@ def test_parameters_that_only_sqlalchemy_knows(server, use, driver):
 def test_what_psql_says_to_the_parameters_of_sqlalchemy(server, postgres_binaries):
     url = server.url.set(drivername="postgresql").update_query_dict({"plugin": "railway"})
     done = subprocess.run(
-        [postgres_binaries / "psql", url.render_as_string(hide_password=False)],
+        [postgres_binaries / "psql", in_text(url)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -558,12 +559,8 @@ def wait_until_gone(server):
     """Wait until no client is connected: a backend ends a moment after its connection."""
     with psycopg.connect(host="127.0.0.1", port=server.port, user="postgres") as connection:
         connection.autocommit = True
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            query = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
-            if connection.execute(query).fetchone() == (1,):
-                return
-    raise AssertionError("clients are still connected")
+        query = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+        wait_until(lambda: connection.execute(query).fetchone() == (1,))
 
 
 def test_a_server_that_is_starting(server):
@@ -601,7 +598,7 @@ def test_prepared_statements_behind_a_pooler_in_transaction_mode(
 def test_what_prepared_statements_do_behind_a_pooler(pgbouncer):
     url = pgbouncer(pool_mode="transaction")
     finding = first(diagnose(url.set(drivername="postgresql+psycopg")))
-    plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    plain = conninfo(url)
     with (
         psycopg.connect(plain, autocommit=True) as one,
         psycopg.connect(plain, autocommit=True) as other,
@@ -660,7 +657,7 @@ def test_a_pooler_in_statement_mode(pgbouncer, driver):
     assert codes(diagnosis) == ["lost" if hides_it else "statement-pooling"]
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_a_startup_parameter_that_the_pooler_refuses(pgbouncer, driver):
     url = pgbouncer(pool_mode="transaction").set(drivername=f"postgresql+{driver}")
     url = url.update_query_dict({"options": "-c statement_timeout=5000"})
@@ -727,7 +724,7 @@ def killed_in_the_pool(server):
     """Leave a connection in a pool until the server closes it; return what its next user gets."""
     engine = sqlalchemy.create_engine(server.url_for("psycopg"))
     with engine.connect() as connection:
-        descriptor = connection.connection.driver_connection.fileno()
+        descriptor = driver_of(connection).fileno()
     with socket.socket(fileno=os.dup(descriptor)) as peer:
         peer.settimeout(10)
         peer.recv(1, socket.MSG_PEEK)
@@ -906,9 +903,9 @@ def test_a_slow_round_trip_on_railway(server, monkeypatch):
         assert codes(diagnose(proxy.url)) == []
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_a_pool_whose_connections_do_not_last(server, driver):
-    titles = []
+    titles: list[str] = []
 
     def close(connection, record):
         if titles[-1] == "pool":

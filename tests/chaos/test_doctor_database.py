@@ -5,9 +5,10 @@ import threading
 import psycopg
 import pytest
 import sqlalchemy
-from fix_doctor import DRIVERS, SECRET, codes, diagnose, first, result, sql_of, stands_for
+from fix_doctor import SECRET, codes, diagnose, first, result, sql_of, stands_for
+from fix_engines import DRIVERS, SYNC
 from fix_missing import need
-from marked import MarkedPostgres
+from marked import MarkedPostgres, conninfo, in_text
 from sqlalchemy import text
 
 from sa_railway.cli import main
@@ -70,7 +71,7 @@ def test_a_timeout_whose_statement_the_server_calls_cancelled(server, execute, r
     assert findings[1].what == "The server ends every statement: statement_timeout is 0.05 s"
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_a_timeout_in_the_url_that_ends_everything(server, driver):
     url = server.url_for(driver).update_query_dict({"options": "-c statement_timeout=1"})
     finding = first(diagnose(url))
@@ -180,7 +181,7 @@ def test_a_table_of_commit_markers_that_is_missing(server, marked, driver, monke
     assert first(diagnosis).fix == (
         "Make it a table that this role can use. Create it: sa-railway commit-marker --create."
     )
-    assert main(["commit-marker", "--create", url.render_as_string(hide_password=False)]) == 0
+    assert main(["commit-marker", "--create", in_text(url)]) == 0
     diagnosis = diagnose(url)
     assert codes(diagnosis) == []
     assert result(diagnosis, "tables").detail == "there: sa_railway_commit_marker"
@@ -213,7 +214,7 @@ def test_a_table_of_commit_markers_without_its_first_rows(server, execute, marke
     assert first(diagnosis).fix == (
         "Make it a table that this role can use. sa-railway commit-marker --create makes them."
     )
-    url = server.url.render_as_string(hide_password=False)
+    url = in_text(server.url)
     assert main(["commit-marker", "--create", url]) == 0
     assert codes(diagnose(server.url)) == []
 
@@ -229,7 +230,7 @@ def test_commit_markers_that_are_off_need_no_table(server):
 def blocked(server, execute):
     """A session that waits for another; gives the pids of both, the waiting one first."""
     execute("CREATE TABLE IF NOT EXISTS stock (n int)")
-    plain = server.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    plain = conninfo(server.url)
     with (
         psycopg.connect(plain, application_name="holder") as holder,
         psycopg.connect(plain, application_name="waiter") as waiter,

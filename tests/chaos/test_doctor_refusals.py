@@ -3,9 +3,11 @@
 import psycopg2
 import pytest
 from certificates import EXPIRED, FOR_LOCALHOST, GOOD, KEY, NOT_YET_VALID, ROOT
-from fix_doctor import DRIVERS, SECRET, codes, diagnose, first, result, sql_of, stands_for
+from fix_doctor import SECRET, codes, diagnose, first, result, sql_of, stands_for
+from fix_engines import DRIVERS
 from fix_missing import need
-from marked import MarkedPostgres
+from fix_waiting import wait_until
+from marked import MarkedPostgres, conninfo, in_text
 from sqlalchemy import URL
 
 from sa_railway.doctor.findings import Outcome
@@ -116,9 +118,7 @@ def with_tls(postgres_binaries):
     """A server that speaks TLS; gives it, once pg_hba.conf has nothing but a line."""
     with MarkedPostgres(password=SECRET) as server:
         need("TLS", server)
-        connection = psycopg2.connect(
-            server.url.set(drivername="postgresql").render_as_string(hide_password=False)
-        )
+        connection = psycopg2.connect(conninfo(server.url))
         connection.autocommit = True
         cursor = connection.cursor()
 
@@ -174,13 +174,6 @@ def test_a_server_without_a_line_for_the_client(with_tls, mode):
         'entry for host "127.0.0.1", user "postgres", database "postgres", '
     )
     assert 'host "postgres" "postgres" 127.0.0.1/32 scram-sha-256' in finding.fix
-
-
-def wait_until(condition):
-    for _ in range(100):
-        if condition():
-            return
-    raise AssertionError("it did not come true")
 
 
 # Certificates
@@ -250,7 +243,7 @@ def test_a_root_certificate_that_is_not_there(encrypted, tmp_path, driver, conte
 def console(url):
     """Return the cursor of PgBouncer's console."""
     plain = url.set(drivername="postgresql", database="pgbouncer")
-    connection = psycopg2.connect(plain.render_as_string(hide_password=False))
+    connection = psycopg2.connect(in_text(plain))
     connection.autocommit = True
     return connection.cursor()
 
@@ -296,7 +289,7 @@ def test_a_pooler_that_is_full(pgbouncer, driver):
     url = pgbouncer(max_client_conn=1, admin_users="postgres").set(
         drivername=f"postgresql+{driver}"
     )
-    plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    plain = conninfo(url)
     first_client = psycopg2.connect(plain)
     finding = first(diagnose(url))
 

@@ -12,7 +12,10 @@ from pathlib import Path
 import psycopg2.extensions
 import pytest
 import sqlalchemy
+from fix_engines import DRIVERS, SYNC
+from marked import in_text
 from sqlalchemy import event, text
+from within import driver_of
 
 import sa_railway
 from sa_railway.engine import fork, process
@@ -40,7 +43,7 @@ def committed(engine):
 
 def run_rounds(url, kind, rounds):
     return subprocess.run(
-        [sys.executable, PROGRAM, url.render_as_string(hide_password=False), str(rounds), kind],
+        [sys.executable, PROGRAM, in_text(url), str(rounds), kind],
         capture_output=True,
         text=True,
         timeout=600,
@@ -48,7 +51,7 @@ def run_rounds(url, kind, rounds):
     )
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg", "asyncpg", "psycopg_async"])
+@pytest.mark.parametrize("driver", DRIVERS)
 def test_the_parent_commits_whatever_the_child_did(postgres, rounds_table, driver):
     result = run_rounds(postgres.url_for(driver), "railway", ROUNDS)
 
@@ -57,7 +60,7 @@ def test_the_parent_commits_whatever_the_child_did(postgres, rounds_table, drive
     assert rounds_table() == list(range(ROUNDS))
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_plain_sqlalchemy_loses_what_the_parent_began(postgres, rounds_table, driver):
     run_rounds(postgres.url_for(driver), "plain", 6)
 
@@ -85,7 +88,7 @@ def engine(postgres):
 
 def test_a_descriptor_that_became_a_file_is_left_alone(engine, tmp_path):
     connection = engine.connect()
-    descriptor = connection.connection.driver_connection.fileno()
+    descriptor = driver_of(connection).fileno()
     with (tmp_path / "log").open("w") as log:
         kept = os.dup(descriptor)
         os.dup2(log.fileno(), descriptor)  # as a program does that closes what it did not open
@@ -100,11 +103,11 @@ def test_a_descriptor_that_became_a_file_is_left_alone(engine, tmp_path):
 
 def test_a_descriptor_that_became_another_socket_is_left_alone(engine, postgres):
     connection = engine.connect()
-    descriptor = connection.connection.driver_connection.fileno()
+    descriptor = driver_of(connection).fileno()
     plain = sqlalchemy.create_engine(postgres.url)
     other = plain.connect()
     kept = os.dup(descriptor)
-    os.dup2(other.connection.driver_connection.fileno(), descriptor)
+    os.dup2(driver_of(other).fileno(), descriptor)
     expected = os.fstat(descriptor).st_ino
 
     assert in_child(lambda: os.fstat(descriptor).st_ino == expected)
@@ -134,13 +137,13 @@ class Equal(psycopg2.extensions.connection):
     def __eq__(self, other):
         return isinstance(other, Equal)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
 
 def test_connections_that_cannot_be_told_apart_are_all_protected(postgres, caplog):
     engine = sa_railway.create_engine(postgres.url, connect_args={"connection_factory": Equal})
     connections = [engine.connect(), engine.connect()]
-    drivers = [connection.connection.driver_connection for connection in connections]
+    drivers = [driver_of(connection) for connection in connections]
     ours = [os.fstat(driver.fileno()).st_ino for driver in drivers]
 
     def all_are_replaced():
@@ -178,7 +181,7 @@ def test_listeners_hear_of_no_disposal_in_the_child(engine):
     """Such as one that closes the tunnel of the parent. With plain SQLAlchemy nothing is fired."""
     engine.connect().close()
     pool = engine.pool
-    heard = []
+    heard: list[object] = []
     event.listen(engine, "engine_disposed", heard.append)
     event.listen(engine, "checkin", lambda *_: heard.append("checkin"))
 
@@ -253,6 +256,7 @@ def test_asyncpg_still_shows_its_socket(postgres):
             host=url.host, port=url.port, user=url.username, database=url.database
         )
         descriptor = descriptor_of(connection)
+        assert descriptor is not None
         found = identity(descriptor)
         await connection.close()
         return descriptor, found
@@ -346,7 +350,7 @@ with engine.connect() as connection:
 def test_a_child_leaves_the_blocks_of_its_parent_in_silence(postgres, rounds_table, blocks):
     program = LEAVE.replace("{blocks}", BLOCKS[blocks])
     result = subprocess.run(
-        [sys.executable, "-c", program, postgres.url.render_as_string(hide_password=False)],
+        [sys.executable, "-c", program, in_text(postgres.url)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -378,7 +382,7 @@ def backend(engine):
 
 
 @pytest.mark.parametrize("arguments", [{}, {"pool_pre_ping": False}, {"trust_idle": 0}], ids=str)
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_a_child_that_python_knows_nothing_of_has_connections_of_its_own(
     postgres, driver, arguments
 ):
@@ -414,7 +418,12 @@ def test_such_a_child_has_a_watchdog(postgres):
             return backend(engine) != first
 
         proxy_is_frozen = multiprocessing.get_context("fork").Event()
-        thread = threading.Timer(0.5, lambda: (proxy.freeze(new=False), proxy_is_frozen.set()))
+
+        def freeze():
+            proxy.freeze(new=False)
+            proxy_is_frozen.set()
+
+        thread = threading.Timer(0.5, freeze)
         thread.start()
         assert fork_unseen(recovers)
         thread.join()

@@ -3,9 +3,13 @@
 import asyncio
 import threading
 import time
+from typing import Any
 
 import pytest
 import sqlalchemy
+from fix_engines import ASYNC, SYNC, plain_engine
+from fix_events import hearing
+from fix_waiting import wait_until
 from sqlalchemy import text
 
 import sa_railway
@@ -14,19 +18,12 @@ from sa_railway.engine import lifetime
 
 
 def open_sessions(postgres, name):
-    plain = sqlalchemy.create_engine(postgres.url, poolclass=sqlalchemy.pool.NullPool)
+    plain = plain_engine(postgres.url)
     with plain.connect() as connection:
         return connection.scalar(
             text("SELECT count(*) FROM pg_stat_activity WHERE application_name = :name"),
             {"name": name},
         )
-
-
-def wait_until(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
 
 
 def fill(engine, size):
@@ -35,20 +32,18 @@ def fill(engine, size):
         connection.close()
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_idle_connections_are_closed_and_replaced_when_needed(postgres, driver):
-    seen = []
-    unsubscribe = events.subscribe(seen.append)
     engine = sa_railway.create_engine(
         postgres.url_for(driver), idle_release=0.2, application_name=f"idle-{driver}"
     )
-    fill(engine, 4)
+    with hearing() as seen:
+        fill(engine, 4)
 
-    wait_until(lambda: open_sessions(postgres, f"idle-{driver}") == 0)
+        wait_until(lambda: open_sessions(postgres, f"idle-{driver}") == 0)
 
-    with engine.connect() as connection:
-        assert connection.scalar(text("SELECT 1")) == 1
-    unsubscribe()
+        with engine.connect() as connection:
+            assert connection.scalar(text("SELECT 1")) == 1
     assert sum(isinstance(event, events.IdleReleased) for event in seen) >= 4
     assert not any(isinstance(event, events.StaleFound) for event in seen)
     engine.dispose()
@@ -66,7 +61,7 @@ def test_a_connection_in_use_is_not_released(postgres):
     engine.dispose()
 
 
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg_async"])
+@pytest.mark.parametrize("driver", ASYNC)
 def test_idle_connections_of_asyncio_engines_are_closed(postgres, driver):
     async def main():
         engine = sa_railway.create_async_engine(
@@ -126,7 +121,8 @@ def test_a_pool_filled_at_once_is_not_recycled_at_once(postgres):
         postgres.url, pool_size=8, pool_recycle=1000, recycle_jitter=0.2
     )
     fill(engine, 8)
-    records = list(engine.pool._pool.queue)
+    pool: Any = engine.pool
+    records = list(pool._pool.queue)
     ages = [record.info[lifetime._RECYCLE_AT] - time.monotonic() for record in records]
 
     assert len({round(age) for age in ages}) > 3

@@ -9,12 +9,16 @@ import sys
 import threading
 import time
 import weakref
+from typing import Any
 
 import pytest
 import sqlalchemy
+from fix_engines import ASYNC, DRIVERS, SYNC, plain_engine
+from fix_events import hearing
+from fix_waiting import wait_until
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine as plain_async_engine
-from within import DRIVERS, driver_of, using
+from within import driver_of, using
 
 import sa_railway
 from sa_railway import events
@@ -22,9 +26,7 @@ from sa_railway.engine import liveness
 from sa_railway.engine.driver import bytes_received, is_pooled
 from sa_railway.testing import ChaosProxy
 
-SYNC = ["psycopg2", "psycopg"]
-ASYNC = ["asyncpg", "psycopg_async"]
-READABLE = liveness.Look.READABLE
+READABLE, CLOSED = liveness.Look.READABLE, liveness.Look.CLOSED
 
 
 def age(engine, seconds=1.5):
@@ -46,18 +48,8 @@ def fill(engine, size):
 
 @pytest.fixture
 def seen():
-    found = []
-    unsubscribe = events.subscribe(found.append)
-    yield found
-    unsubscribe()
-
-
-@contextlib.contextmanager
-def events_of(kind):
-    found = []
-    unsubscribe = events.subscribe(found.append, kind)
-    yield found
-    unsubscribe()
+    with hearing() as heard:
+        yield heard
 
 
 def stale(seen):
@@ -240,10 +232,9 @@ def test_a_waiting_notification_does_not_make_a_connection_dead(postgres, driver
     with sqlalchemy.create_engine(postgres.url).begin() as other:
         other.execute(text("NOTIFY news"))
         other.engine.dispose()
-    (record,) = engine.pool._pool.queue
-    deadline = time.monotonic() + 10
-    while liveness.look(record.driver_connection) is not liveness.Look.READABLE:
-        assert time.monotonic() < deadline
+    pool: Any = engine.pool
+    (record,) = pool._pool.queue
+    wait_until(lambda: liveness.look(record.driver_connection) is READABLE)
 
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT pg_backend_pid()")) == backend
@@ -365,9 +356,7 @@ def test_plain_asyncpg_raises_when_its_pool_was_killed(postgres):
 def wait_until_hung_up(engine):
     """Wait until the sockets show the servers' FINs, without a turn for the event loop."""
     records = list(engine.sync_engine.pool._pool._queue._queue)
-    deadline = time.monotonic() + 10
-    while {liveness.look(record.driver_connection) for record in records} != {liveness.Look.CLOSED}:
-        assert time.monotonic() < deadline
+    wait_until(lambda: {liveness.look(record.driver_connection) for record in records} == {CLOSED})
 
 
 @pytest.mark.parametrize("driver", ASYNC)
@@ -432,7 +421,7 @@ def test_what_asyncpg_has_received_is_known_of_a_tcp_socket_alone(postgres, monk
         monkeypatch.undo()
         return [*received, bytes_received(driver)]
 
-    with events_of(events.Pinged) as pings:
+    with hearing(events.Pinged) as pings:
         first, second, *unknown = asyncio.run(main())
     assert 0 < first < second
     assert unknown == [None, None]
@@ -454,7 +443,7 @@ def test_an_event_loop_for_each_message(postgres, driver, seen, caplog):
     assert [asyncio.run(message(number)) for number in range(20)] == list(range(20))
     assert stale(seen) == []
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
-    plain = sqlalchemy.create_engine(postgres.url, poolclass=sqlalchemy.pool.NullPool)
+    plain = plain_engine(postgres.url)
     sessions = text("SELECT count(*) FROM pg_stat_activity WHERE application_name = :name")
     deadline = time.monotonic() + 10
     with plain.connect() as connection:

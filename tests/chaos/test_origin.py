@@ -4,9 +4,12 @@ import asyncio
 import contextlib
 import signal
 import threading
+from typing import Any
 
 import pytest
 import sqlalchemy
+from fix_engines import ASYNC, SYNC
+from fix_events import hearing
 from sqlalchemy import bindparam, event, text
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.types import Integer, TypeDecorator
@@ -17,11 +20,10 @@ from sa_railway.asyncio import create_async_engine
 from sa_railway.asyncio import run_transaction as run_async_transaction
 from sa_railway.faults.origin import is_of_database
 
-DRIVERS = ["psycopg2", "psycopg"]
 WAYS = ["run_transaction", "retry"]
 
 
-@pytest.fixture(params=DRIVERS)
+@pytest.fixture(params=SYNC)
 def engine(request, postgres):
     engine = sa_railway.create_engine(postgres.url_for(request.param))
     yield engine
@@ -31,10 +33,8 @@ def engine(request, postgres):
 @pytest.fixture
 def seen():
     """What was taken for a loss of the connection."""
-    found = []
-    unsubscribe = events.subscribe(found.append, events.DisconnectSeen)
-    yield found
-    unsubscribe()
+    with hearing(events.DisconnectSeen) as heard:
+        yield heard
 
 
 def run(way, engine, work):
@@ -130,7 +130,7 @@ def test_a_signal_that_interrupts_the_driver(engine, way, seen):
 
 
 def test_a_signal_within_a_frame_of_asyncpg_is_not_asyncpg_s():
-    namespace = {"__name__": "asyncpg.protocol", "ring": None}
+    namespace: dict[str, Any] = {"__name__": "asyncpg.protocol", "ring": None}
     exec("def receive(): ring()", namespace)
 
     def ring():
@@ -148,7 +148,7 @@ def test_a_signal_within_a_frame_of_asyncpg_is_not_asyncpg_s():
     assert not is_of_database(TimeoutError("of another process, so without frames"))
 
 
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg_async"])
+@pytest.mark.parametrize("driver", ASYNC)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_time_limit_of_asyncio(postgres, driver, way):
     calls = []
@@ -204,7 +204,7 @@ def test_a_time_limit_of_asyncpg_is_the_database_s(postgres, way):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("other", [None, ValueError("mine"), ConnectionResetError("mine")])
 def test_a_group_counts_if_all_its_members_do(postgres, way, other):
-    calls = []
+    calls: list[int] = []
 
     async def one(connection):
         await connection.execute(text("SELECT 1"))
@@ -251,8 +251,9 @@ def test_a_group_with_an_unknown_outcome_is_not_run_again(engine):
 
     def work(connection):
         calls.append(1)
-        lost = sqlalchemy.exc.OperationalError("COMMIT", {}, OSError())
-        lost.orig.railway_in_doubt = True
+        error: Any = OSError()
+        error.railway_in_doubt = True
+        lost = sqlalchemy.exc.OperationalError("COMMIT", {}, error)
         raise ExceptionGroup("two threads", [lost, sqlalchemy.exc.DisconnectionError()])
 
     again = retry(lambda: work(None))
@@ -302,7 +303,7 @@ def test_a_loss_that_the_callback_has_swallowed_is_run_again(engine, postgres, k
 
 @pytest.mark.parametrize("name", ["checkin", "checkout", "reset"])
 def test_the_first_run_transaction_attaches_nothing_to_a_pool_in_use(engine, name):
-    done = []
+    done: list[int] = []
 
     def listener(*_):
         if not done:

@@ -2,8 +2,9 @@
 
 import pytest
 import sqlalchemy
+from fix_engines import DRIVERS, SYNC
 from sqlalchemy import text
-from within import DRIVERS, driver_of, using
+from within import driver_of, using
 
 import sa_railway
 from sa_railway import retry, run_transaction
@@ -35,7 +36,7 @@ def test_a_savepoint_catches_it(postgres, driver, code, is_ours):
     using(postgres, driver, check, is_ours=is_ours)
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_the_other_connections_of_the_pool_are_kept(postgres, driver):
     engine = sa_railway.create_engine(postgres.url_for(driver))
     with engine.connect() as one, engine.connect() as other:
@@ -49,7 +50,7 @@ def test_the_other_connections_of_the_pool_are_kept(postgres, driver):
 
 
 @pytest.mark.parametrize("code", SPOKEN_OF)
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_it_is_raised_at_once(postgres, driver, code):
     engine = sa_railway.create_engine(postgres.url_for(driver))
     calls = []

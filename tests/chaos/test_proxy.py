@@ -6,20 +6,22 @@ import os
 import socket
 import struct
 import threading
-import time
+from collections.abc import Iterator
+from typing import Any
 
 import asyncpg
 import psycopg
 import psycopg2
 import pytest
+from fix_engines import PACKAGES
+from fix_waiting import wait_until
 from marked import MarkedPostgres
 from sqlalchemy import make_url
 
 from sa_railway.exc import ConfigurationError
 from sa_railway.testing import ChaosProxy
-from sa_railway.testing.protocol import Conversation
+from sa_railway.testing.protocol import Conversation, Message
 
-DRIVERS = ["psycopg2", "psycopg", "asyncpg"]
 LONG = 600.0  # longer than any test; what is delayed by it is not seen to arrive by itself
 
 
@@ -91,7 +93,7 @@ class RawClient:
     def __init__(self, proxy, *, start=True):
         self.socket = socket.create_connection((proxy.host, proxy.port), timeout=30)
         self._conversation = Conversation()
-        self._messages = iter(())
+        self._messages: Iterator[Message] = iter(())
         if start:
             self.send(STARTUP)
             self.until("ReadyForQuery")
@@ -102,7 +104,7 @@ class RawClient:
 
     def until(self, name):
         """Read up to the message *name*; return the names of all that came."""
-        names = []
+        names: list[str | None] = []
         while names[-1:] != [name]:
             names.append(next(self.messages()).name)
         return names
@@ -245,7 +247,7 @@ class Attempt(threading.Thread):
     def __init__(self, call, *arguments):
         super().__init__(daemon=True)
         self._call = lambda: call(*arguments)
-        self._outcome = None
+        self._outcome: tuple[Any, Exception | None] | None = None
         self.start()
 
     def run(self):
@@ -260,18 +262,11 @@ class Attempt(threading.Thread):
 
     def result(self):
         self.join(30)
-        assert not self.waits
+        assert self._outcome is not None
         value, error = self._outcome
         if error is not None:
             raise error
         return value
-
-
-def eventually(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 # What passes, and what is counted
@@ -297,7 +292,7 @@ def backends(table):
     )[0][0]
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_a_driver_works_through_the_proxy(connect, proxy, table, driver):
     client = connect(driver)
     client.insert(7)
@@ -366,14 +361,14 @@ def test_a_client_that_does_not_read_makes_the_server_wait(raw, proxy):
         seen.append(proxy.messages["DataRow"])
         return seen[-1] > 0 and len(seen) > 50 and len(set(seen[-50:])) == 1
 
-    eventually(stands_still)
+    wait_until(stands_still)
     assert seen[-1] < 200000
     # and goes on when it reads
     assert client.until("ReadyForQuery").count("DataRow") == 200000
 
 
 def test_16_connections_at_once(connect, proxy):
-    clients = [connect(DRIVERS[number % 3]) for number in range(16)]
+    clients = [connect(PACKAGES[number % 3]) for number in range(16)]
 
     def total(client, number):
         return sum(client.value(f"SELECT {number} + {step}") for step in range(30))
@@ -390,7 +385,7 @@ def test_a_query_is_cancelled_through_the_proxy(connect, proxy, table):
     client = connect("psycopg")
     attempt = Attempt(client.value, "SELECT pg_sleep(600)")
     # before the query runs, a request to cancel it does nothing
-    eventually(lambda: table.run("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
+    wait_until(lambda: table.run("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
     client._connection.cancel_safe()
 
     with pytest.raises(
@@ -455,7 +450,7 @@ CUTS = [
 
 
 @pytest.mark.parametrize(("point", "values"), CUTS, ids=lambda value: str(value))
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_a_cut_around_a_transaction(connect, proxy, table, driver, point, values):
     client = connect(driver)
     cut = proxy.cut(**point)
@@ -466,13 +461,13 @@ def test_a_cut_around_a_transaction(connect, proxy, table, driver, point, values
     assert (cut.happened, cut.count) == (True, 1)
     assert proxy.connections == ()
     # the backend reads what it was sent, then the end of the connection, and goes
-    eventually(lambda: backends(table) == 0)
+    wait_until(lambda: backends(table) == 0)
     assert table.values == values
     connect(driver).insert(2)
     assert table.values == [*values, 2]
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_an_answer_that_is_lost_by_a_cut_before_it_was_committed_already(
     connect, proxy, table, driver
 ):
@@ -484,7 +479,7 @@ def test_an_answer_that_is_lost_by_a_cut_before_it_was_committed_already(
     assert table.values == [1]
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_a_cut_after_the_whole_answer_is_seen_by_the_next_statement(connect, proxy, table, driver):
     client = connect(driver)
     cut = proxy.cut(after="ReadyForQuery", of="COMMIT")
@@ -512,7 +507,7 @@ def test_a_commit_in_the_extended_protocol_is_cut_at_its_execute(
 
     assert cut.happened
     assert proxy.messages["Query"] == queries
-    eventually(lambda: table.values == values)
+    wait_until(lambda: table.values == values)
 
 
 @pytest.mark.parametrize(
@@ -660,7 +655,7 @@ def test_a_cut_that_was_removed_does_not_happen(connect, proxy, table):
 
 
 def test_latency_delays_without_making_others_wait(connect, proxy):
-    clients = [connect(driver) for driver in DRIVERS * 3]
+    clients = [connect(driver) for driver in PACKAGES * 3]
     before = round_trips(proxy)
     # so long that only its removal lets anything arrive
     latency = proxy.latency(LONG)
@@ -672,7 +667,7 @@ def test_latency_delays_without_making_others_wait(connect, proxy):
     assert [attempt.result() for attempt in attempts] == list(range(9))
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_latency_passes_by_itself(connect, proxy, driver):
     client = connect(driver)
     with proxy.latency(0.005, jitter=0.005, stream="both"):
@@ -695,7 +690,7 @@ def test_what_is_held_upstream_never_reaches_the_server(raw, proxy, table, fault
     proxy.wait_for(lambda: proxy.messages["INSERT"] == 1)
     proxy.reset_peer()
 
-    eventually(lambda: backends(table) == 0)
+    wait_until(lambda: backends(table) == 0)
     assert table.values == []
 
 
@@ -712,7 +707,7 @@ def test_timeout_swallows_answers_for_ever_and_keeps_the_connection(raw, proxy, 
 
 
 @pytest.mark.parametrize("fault", ["timeout", "freeze"])
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_a_driver_waits_until_it_is_reset(connect, proxy, driver, fault):
     client = connect(driver)
     getattr(proxy, fault)()
@@ -734,7 +729,7 @@ def test_slow_close_delays_the_end_and_not_the_data(raw, proxy, table):
     close = proxy.slow_close(LONG)
     table.run(f"SELECT pg_terminate_backend({backend})")
     assert slow.until("ErrorResponse") == ["ErrorResponse"]
-    eventually(lambda: backends(table) == 1)
+    wait_until(lambda: backends(table) == 1)
     # the proxy passes this on after it has read the end of the other connection
     other.send(query("SELECT 1"))
     other.until("ReadyForQuery")
@@ -767,7 +762,7 @@ def test_limit_data_upstream_cuts_a_message_in_two(opened):
         assert server.rest() == STARTUP[:20]
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_a_driver_loses_its_connection_at_the_limit(connect, proxy, driver):
     client = connect(driver)
     with proxy.limit_data(500), pytest.raises(client.lost):
@@ -777,12 +772,12 @@ def test_a_driver_loses_its_connection_at_the_limit(connect, proxy, driver):
 # Toxics of a connection
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_freeze_holds_live_and_new_connections_until_it_is_removed(
     connect, proxy, table, opened, driver
 ):
     client = connect(driver)
-    eventually(lambda: backends(table) == 1)
+    wait_until(lambda: backends(table) == 1)
     proxy.freeze()
     seen = proxy.connections[0].messages.total()
     query = Attempt(client.value, "SELECT 1")
@@ -837,7 +832,7 @@ def test_reset_peer_resets_live_and_new_connections(raw, proxy):
     assert len(proxy.connections) == 1
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_reset_peer_of_live_connections_happens_once(connect, proxy, driver):
     clients = [connect(driver), connect(driver)]
     proxy.reset_peer(new=False)
@@ -848,7 +843,7 @@ def test_reset_peer_of_live_connections_happens_once(connect, proxy, driver):
     assert connect(driver).value("SELECT 2") == 2
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 def test_down_closes_and_refuses_until_it_is_removed(connect, proxy, driver):
     client = connect(driver)
     with proxy.down():
@@ -928,7 +923,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", PACKAGES)
 @pytest.mark.parametrize("sqlstate", ERRORS)
 def test_the_next_connects_are_answered_with_an_error(connect, proxy, driver, sqlstate):
     answer = proxy.answer(sqlstate, times=2)
@@ -973,7 +968,7 @@ def test_requests_to_cancel_are_not_answered(connect, proxy, table):
     client = connect("psycopg")
     attempt = Attempt(client.value, "SELECT pg_sleep(600)")
     # before the query runs, a request to cancel it does nothing
-    eventually(lambda: table.run("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
+    wait_until(lambda: table.run("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
     with proxy.answer("57P03") as answer:
         client._connection.cancel_safe()
         with pytest.raises(psycopg.errors.QueryCanceled):

@@ -6,14 +6,17 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import Any
 
 import asyncpg
 import psycopg
 import pytest
 import sqlalchemy
+from fix_engines import ASYNC
+from fix_waiting import wait_until
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from marked import MARK, MarkedPostgres
+from marked import MARK, MarkedPostgres, conninfo
 from sqlalchemy import event, text
 
 import sa_railway
@@ -30,7 +33,6 @@ FROZEN = {"status": "unavailable", "reason": NO_CONNECTION.format(2)}
 READY = {"status": "ready", "reason": None}
 SATURATED = {"status": "saturated", "reason": "All 2 connections of the pool are in use."}
 PROBES = 200
-ASYNC = ["asyncpg", "psycopg_async"]
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def make_app():
     with ExitStack() as stack:
 
         def make(url, **overrides):
-            app = Flask("shop")
+            app: Any = Flask("shop")
             app.config["SQLALCHEMY_DATABASE_URI"] = url
             app.config["SQLALCHEMY_ENGINE_OPTIONS"] = engine_options(
                 url, **{"pool_size": 1, "max_overflow": 1, "probe_cache": 0.0, **overrides}
@@ -84,13 +86,6 @@ def get(app, path):
 def get_many(app, path):
     with ThreadPoolExecutor(PROBES) as threads:
         return list(threads.map(lambda _: get(app, path), range(PROBES)))
-
-
-def until(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def hold_all(engine, stack):
@@ -123,7 +118,7 @@ def test_who_waits_for_a_connection_is_counted(make_app, proxy):
     with ThreadPoolExecutor(3) as threads, ExitStack() as stack:
         hold_all(app.engine, stack)
         waiting = [threads.submit(lambda: app.engine.connect().close()) for _ in range(3)]
-        until(
+        wait_until(
             lambda: get(app, "/health/database")[1]["databases"]["default"]["pool"]["waiting"] == 3
         )
         stack.close()
@@ -193,7 +188,7 @@ def test_a_server_that_answers_too_late_is_unavailable(make_engine, proxy):
         for _ in range(2):  # also once the answer is there
             answer = respond(engine, "/ready")
             assert json.loads(answer.body)["reason"] == NO_CONNECTION.format(0.2)
-            until(lambda: recent_probes(engine))
+            wait_until(lambda: recent_probes(engine))
 
 
 def test_a_server_that_is_frozen_and_thaws_is_ready_again(make_app, proxy):
@@ -201,7 +196,7 @@ def test_a_server_that_is_frozen_and_thaws_is_ready_again(make_app, proxy):
     with proxy.freeze():
         assert get(app, "/health/ready")[0] == 503
 
-    until(lambda: get(app, "/health/ready") == (200, READY))
+    wait_until(lambda: get(app, "/health/ready") == (200, READY))
 
 
 def test_a_probe_that_is_stuck_is_not_doubled(make_engine, proxy):
@@ -218,7 +213,7 @@ def test_a_probe_that_is_stuck_gives_up_whatever_limit_the_application_has(make_
     engine = make_engine(proxy.url, connect_timeout=60.0, probe_timeout=0.2)
 
     with proxy.freeze():
-        until(lambda: respond(engine, "/ready") and proxy.accepted == 2)
+        wait_until(lambda: respond(engine, "/ready") and proxy.accepted == 2)
 
 
 def test_a_probe_that_is_stuck_in_a_query_gives_up(make_engine, proxy):
@@ -229,7 +224,7 @@ def test_a_probe_that_is_stuck_in_a_query_gives_up(make_engine, proxy):
         proxy.wait_for(lambda: proxy.messages["BEGIN"])
         with proxy.freeze():
             assert pending.wait().failure == "The server did not answer within 1 s."
-            until(lambda: recent_probes(engine))
+            wait_until(lambda: recent_probes(engine))
 
 
 # --- many at once ---
@@ -306,13 +301,14 @@ def test_a_server_that_lets_nobody_in_and_what_is_not_told(postgres_binaries, ma
 
 def test_the_connections_of_the_server_are_counted(own_postgres, make_engine):
     engine = make_engine(own_postgres.url, health_idle_in_transaction=0.001)
-    dsn = own_postgres.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    dsn = conninfo(own_postgres.url)
 
     with psycopg.connect(dsn) as idle, psycopg.connect(dsn, autocommit=True) as other:
         idle.execute("SELECT 1")
         other.execute("SELECT pg_sleep(0.01)")
         server = check_health(engine).server
 
+    assert server is not None
     assert server.version.split(".")[0].isdigit()
     assert server.connection_limit == 97  # 100, of which 3 are reserved
     assert server.connections == 2
@@ -341,6 +337,7 @@ def test_who_may_not_see_the_sessions_of_others_counts_them_all_the_same(own_pos
         connection.commit()
         server = check_health(make_engine(own_postgres.url.set(username="plain"))).server
 
+    assert server is not None
     assert server.connections == 1
 
 
@@ -354,6 +351,7 @@ def test_a_server_that_tells_nothing_of_itself_is_still_healthy(own_postgres, ma
     report = check_health(make_engine(own_postgres.url.set(username="plain")))
 
     assert (report.status, report.server) == (Status.HEALTHY, None)
+    assert report.round_trip is not None
     assert report.round_trip > 0
 
 
@@ -367,10 +365,12 @@ def test_an_engine_of_asyncio(postgres, driver):
     report = check_health(engine)
 
     assert (report.status, report.recommendations) == (Status.HEALTHY, ())
+    assert report.server is not None
     assert report.server.connection_limit == 97
 
 
 async def request(app, path):
+    """Ask the ASGI application; return the status and the body."""
     sent = []
 
     async def send(message):
@@ -418,18 +418,6 @@ def test_without_the_plugin_it_works_as_well(proxy):
 # --- what the application has bound to its event loop ---
 
 
-async def ready_by_asgi(engine):
-    """Ask the ASGI application; return the status and the body."""
-    sent = []
-
-    async def send(message):
-        sent.append(message)
-
-    scope = {"type": "http", "method": "GET", "path": "/ready", "headers": [], "query_string": b""}
-    await HealthApp(engine)(scope, None, send)
-    return sent[0]["status"], json.loads(sent[1]["body"])
-
-
 async def connect_by_hand(url):
     return await asyncpg.connect(
         host=url.host, port=url.port, user=url.username, database=url.database
@@ -445,7 +433,7 @@ def test_a_creator_is_called_in_the_event_loop_that_asks(postgres):
             return await connect_by_hand(postgres.url)
 
         engine = sa_railway.create_async_engine("postgresql+asyncpg://", async_creator=creator)
-        assert await ready_by_asgi(engine) == (200, READY)
+        assert await request(HealthApp(engine), "/ready") == (200, READY)
         assert (await check_health_async(engine)).status is Status.HEALTHY
         assert set(callers) == {loop}
         await engine.dispose()
@@ -476,7 +464,7 @@ def test_a_lock_of_the_application_is_not_bound_to_another_loop(postgres):
             is_held.clear()
             holder = asyncio.create_task(hold())
             await is_held.wait()
-            assert await ready_by_asgi(engine) == (200, READY)
+            assert await request(HealthApp(engine), "/ready") == (200, READY)
             await holder
         async with engine.connect() as connection:
             assert await connection.scalar(text("SELECT 1")) == 1
@@ -493,7 +481,7 @@ def test_a_server_is_not_blamed_for_a_password_that_does_not_come(postgres):
         engine = sa_railway.create_async_engine(
             postgres.url_for("asyncpg"), connect_args={"password": password}, probe_timeout=0.2
         )
-        assert await ready_by_asgi(engine) == (
+        assert await request(HealthApp(engine), "/ready") == (
             503,
             {"status": "unavailable", "reason": NO_CONNECTION.format(0.2)},
         )
@@ -517,7 +505,7 @@ def test_a_probe_whose_event_loop_has_ended_does_not_stop_later_ones(postgres, d
         with proxy.freeze():
             asyncio.run(leave())
 
-        assert asyncio.run(ready_by_asgi(engine)) == (200, READY)
+        assert asyncio.run(request(HealthApp(engine), "/ready")) == (200, READY)
         assert start_probe(engine.sync_engine).wait().failure is None
     gc.collect()  # so that it is said here
 
@@ -526,7 +514,7 @@ def test_a_probe_whose_event_loop_has_ended_does_not_stop_later_ones(postgres, d
 def test_an_event_loop_that_was_blocked_does_not_make_a_server_unavailable(postgres, driver):
     async def main():
         engine = sa_railway.create_async_engine(postgres.url_for(driver), probe_timeout=1.0)
-        asked = asyncio.create_task(ready_by_asgi(engine))
+        asked = asyncio.create_task(request(HealthApp(engine), "/ready"))
         for _ in range(5):
             await asyncio.sleep(0)
         time.sleep(1.5)

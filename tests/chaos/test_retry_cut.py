@@ -3,48 +3,46 @@
 import asyncio
 import re
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import sqlalchemy
+from fix_commit import ANSWER_LOST, ARRIVED, NEVER_ARRIVED
+from fix_engines import ASYNC, SYNC, plain_engine
 from marked import MarkedPostgres
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.pool import NullPool
 
 import sa_railway
 from sa_railway import events, retry
 from sa_railway.testing import ChaosProxy
 
+Makers = dict[str, Callable[..., Any]]
+
 INSERT = text("INSERT INTO entry VALUES (:n)")
-MAKERS = {"plugin": sa_railway.create_engine, "plain": sqlalchemy.create_engine}
-ASYNC_MAKERS = {"plugin": sa_railway.create_async_engine, "plain": create_async_engine}
+MAKERS: Makers = {"plugin": sa_railway.create_engine, "plain": sqlalchemy.create_engine}
+ASYNC_MAKERS: Makers = {"plugin": sa_railway.create_async_engine, "plain": create_async_engine}
 engines = pytest.mark.parametrize("kind", ["plugin", "plain"])
-sync_drivers = pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
-async_drivers = pytest.mark.parametrize("driver", ["asyncpg", "psycopg_async"])
+sync_drivers = pytest.mark.parametrize("driver", SYNC)
+async_drivers = pytest.mark.parametrize("driver", ASYNC)
 lost_commits = pytest.mark.parametrize(
     ("point", "rows"),
-    [
-        ({"before": "COMMIT"}, 0),
-        ({"after": "COMMIT"}, 1),
-        ({"before": "CommandComplete", "of": "COMMIT"}, 1),
-    ],
+    [(NEVER_ARRIVED, 0), (ARRIVED, 1), (ANSWER_LOST, 1)],
     ids=["before", "after", "answer"],
 )
-COMMITTED = {"before": "ReadyForQuery", "of": "INSERT"}  # by itself, in autocommit
+COMMITTED: dict[str, Any] = {"before": "ReadyForQuery", "of": "INSERT"}  # by itself, in autocommit
 # a wait is not what is tested here
-QUICK = {"backoff_base": 0.001, "backoff_cap": 0.001}
+QUICK: dict[str, Any] = {"backoff_base": 0.001, "backoff_cap": 0.001}
 
 
 @pytest.fixture
 def entries(postgres):
     """The number of rows in a table, which begins empty, when nobody works on it any more."""
-    engine = sqlalchemy.create_engine(postgres.url, poolclass=NullPool)
-    with engine.begin() as connection:
-        connection.execute(text("DROP TABLE IF EXISTS entry"))
-        connection.execute(text("CREATE TABLE entry (n int)"))
+    engine = plain_engine(postgres.url, "DROP TABLE IF EXISTS entry", "CREATE TABLE entry (n int)")
 
     def count():
         # A backend whose client was cut off may still be at work, and holds its lock until its
@@ -54,16 +52,6 @@ def entries(postgres):
             return connection.scalar(text("SELECT count(*) FROM entry"))
 
     return count
-
-
-@pytest.fixture
-def retried():
-    found = []
-    unsubscribe = events.subscribe(
-        lambda event: isinstance(event, events.Retried) and found.append(event)
-    )
-    yield found
-    unsubscribe()
 
 
 @pytest.fixture
@@ -212,9 +200,7 @@ def test_what_is_lost_while_connecting_is_no_work_yet(postgres, driver, retried)
 
     with ChaosProxy(postgres.url_for(driver)) as proxy:
         proxy.reset_peer()
-        unsubscribe = events.subscribe(
-            lambda event: isinstance(event, events.Retried) and proxy.restore()
-        )
+        unsubscribe = events.subscribe(lambda event: proxy.restore(), events.Retried)
         assert asyncio.run(main(proxy)) == 1
         unsubscribe()
 
@@ -409,17 +395,15 @@ def test_an_earlier_error_does_not_vouch_for_a_raw_connection(engine_through, en
 @pytest.fixture(scope="module")
 def preparing_postgres(postgres_binaries):
     with MarkedPostgres(settings={"max_prepared_transactions": 5}) as server:
-        engine = sqlalchemy.create_engine(server.url, poolclass=NullPool)
-        with engine.begin() as connection:
-            connection.execute(text("CREATE TABLE entry (n int)"))
+        plain_engine(server.url, "CREATE TABLE entry (n int)")
         yield server
 
 
 @sync_drivers
 def test_a_commit_in_two_phases_is_a_commit(preparing_postgres, driver):
-    plain = sqlalchemy.create_engine(preparing_postgres.url, poolclass=NullPool)
+    plain = plain_engine(preparing_postgres.url)
     with ChaosProxy(preparing_postgres.url_for(driver)) as proxy:
-        engine = sqlalchemy.create_engine(proxy.url, poolclass=NullPool)
+        engine = plain_engine(proxy.url)
 
         @retry(**QUICK)
         def insert():

@@ -2,13 +2,16 @@
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 import sqlalchemy
+from fix_commit import ANSWER_LOST, ARRIVED, NEVER_ARRIVED
+from fix_engines import ASYNC, SYNC, plain_engine, pool_of
+from fix_events import hearing
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import scoped_session, sessionmaker
-from sqlalchemy.pool import NullPool
 
 import sa_railway
 from sa_railway import events, run_transaction
@@ -16,12 +19,12 @@ from sa_railway.asyncio import run_transaction as run_async_transaction
 from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError
 from sa_railway.testing import ChaosProxy
 
-POINTS = [
+POINTS: list[dict[str, Any]] = [
     {"before": "BEGIN"},
     {"before": "INSERT", "nth": 2},
-    {"before": "COMMIT"},
-    {"after": "COMMIT"},
-    {"before": "CommandComplete", "of": "COMMIT"},
+    NEVER_ARRIVED,
+    ARRIVED,
+    ANSWER_LOST,
 ]
 BUSY = "DO $$ BEGIN RAISE EXCEPTION 'busy' USING ERRCODE = 'P0042'; END $$"
 TRANSACTIONS = 100  # benchmarks/exactly_once.py does 1,000
@@ -29,27 +32,22 @@ TRANSACTIONS = 100  # benchmarks/exactly_once.py does 1,000
 
 @pytest.fixture
 def plain(postgres):
-    engine = sqlalchemy.create_engine(postgres.url, poolclass=NullPool)
-    with engine.begin() as connection:
-        connection.execute(text("DROP TABLE IF EXISTS entry"))
-        connection.execute(text("CREATE TABLE entry (n int, half int)"))
-    return engine
+    return plain_engine(
+        postgres.url, "DROP TABLE IF EXISTS entry", "CREATE TABLE entry (n int, half int)"
+    )
 
 
 @pytest.fixture
 def replays():
-    found = []
-    unsubscribe = events.subscribe(
-        lambda event: isinstance(event, events.Replayed) and found.append(event)
-    )
-    yield found
-    unsubscribe()
+    with hearing(events.Replayed) as heard:
+        yield heard
 
 
 def wrong_numbers(plain, expected):
     """Return what is lost, and what is not there exactly once."""
     with plain.connect() as connection:
-        found = dict(connection.execute(text("SELECT n, count(*) FROM entry GROUP BY n")).all())
+        counts = connection.execute(text("SELECT n, count(*) FROM entry GROUP BY n"))
+        found: dict[int, int] = dict(counts.all())
     lost = [n for n in range(expected) if n not in found]
     return lost, [n for n, count in found.items() if count != 2]
 
@@ -73,7 +71,7 @@ def transactors(kind, engine):
 
 
 @pytest.mark.parametrize("kind", ["engine", "sessionmaker", "scoped_session", "session"])
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_exactly_once_wherever_the_connection_is_cut(postgres, plain, driver, kind, replays):
     count = TRANSACTIONS if kind == "engine" else 10
     with ChaosProxy(postgres.url_for(driver)) as proxy:
@@ -86,7 +84,7 @@ def test_exactly_once_wherever_the_connection_is_cut(postgres, plain, driver, ki
                 happened += cut.happened
         if hasattr(transactor, "remove"):
             transactor.remove()
-        assert engine.pool.checkedout() == (0 if kind != "session" else engine.pool.checkedout())
+        assert kind == "session" or pool_of(engine).checkedout() == 0
         engine.dispose()
 
     assert happened == count
@@ -94,7 +92,7 @@ def test_exactly_once_wherever_the_connection_is_cut(postgres, plain, driver, ki
     assert wrong_numbers(plain, count) == ([], [])
 
 
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg_async"])
+@pytest.mark.parametrize("driver", ASYNC)
 @pytest.mark.parametrize("kind", ["engine", "session"])
 def test_exactly_once_in_asyncio(postgres, plain, driver, kind):
     count = 30 if kind == "engine" else 10
@@ -126,9 +124,7 @@ def test_exactly_once_in_asyncio(postgres, plain, driver, kind):
 
 def test_exactly_once_while_the_server_crashes(own_postgres):
     """What was acknowledged must be there, and whatever is there must be there once."""
-    plain = sqlalchemy.create_engine(own_postgres.url, poolclass=NullPool)
-    with plain.begin() as connection:
-        connection.execute(text("CREATE TABLE entry (n int, half int)"))
+    plain = plain_engine(own_postgres.url, "CREATE TABLE entry (n int, half int)")
     engine = sa_railway.create_engine(own_postgres.url, pool_size=8)
     stop, lock = threading.Event(), threading.Lock()
     acknowledged, errors, numbers = [], [], iter(range(10**9))
@@ -159,17 +155,19 @@ def test_exactly_once_while_the_server_crashes(own_postgres):
     assert [error for error in errors if not isinstance(error, CommitOutcomeUnknownError)] == []
     print(f"{len(acknowledged)} committed, {len(errors)} with an unknown outcome")
     with plain.connect() as connection:
-        found = dict(connection.execute(text("SELECT n, count(*) FROM entry GROUP BY n")).all())
+        counts = connection.execute(text("SELECT n, count(*) FROM entry GROUP BY n"))
+        found: dict[int, int] = dict(counts.all())
     assert [n for n in acknowledged if n not in found] == []
     assert [n for n, count in found.items() if count != 2] == []
 
 
 def test_eight_threads_increment_one_row_under_serializable(postgres, replays):
-    plain = sqlalchemy.create_engine(postgres.url, poolclass=NullPool)
-    with plain.begin() as connection:
-        connection.execute(text("DROP TABLE IF EXISTS counter"))
-        connection.execute(text("CREATE TABLE counter (n int)"))
-        connection.execute(text("INSERT INTO counter VALUES (0)"))
+    plain = plain_engine(
+        postgres.url,
+        "DROP TABLE IF EXISTS counter",
+        "CREATE TABLE counter (n int)",
+        "INSERT INTO counter VALUES (0)",
+    )
     engine = sa_railway.create_engine(postgres.url, pool_size=8)
     errors, successes = [], []
 
@@ -200,11 +198,12 @@ def test_eight_threads_increment_one_row_under_serializable(postgres, replays):
 
 
 def test_deadlocks_are_replayed(postgres, replays):
-    plain = sqlalchemy.create_engine(postgres.url, poolclass=NullPool)
-    with plain.begin() as connection:
-        connection.execute(text("DROP TABLE IF EXISTS pair"))
-        connection.execute(text("CREATE TABLE pair (id int, n int)"))
-        connection.execute(text("INSERT INTO pair VALUES (1, 0), (2, 0)"))
+    plain = plain_engine(
+        postgres.url,
+        "DROP TABLE IF EXISTS pair",
+        "CREATE TABLE pair (id int, n int)",
+        "INSERT INTO pair VALUES (1, 0), (2, 0)",
+    )
     engine = sa_railway.create_engine(postgres.url)
     both_hold_one = threading.Barrier(2, timeout=10)
     attempts, errors = [], []
@@ -289,7 +288,7 @@ def test_what_the_callback_raises_is_rolled_back_once_and_raised_as_it_is(
     assert calls == [1]
     assert replays == []
     assert wrong_numbers(plain, 0) == ([], [])
-    assert engine.pool.checkedout() == 0
+    assert pool_of(engine).checkedout() == 0
     engine.dispose()
 
 
@@ -305,7 +304,7 @@ def test_an_error_of_the_callback_is_not_hidden_by_a_dead_backend(postgres, plai
         run_transaction(engine, work)
     with pytest.raises(UnrelatedError, match="mine"):
         run_transaction(sessionmaker(engine), work)
-    assert engine.pool.checkedout() == 0
+    assert pool_of(engine).checkedout() == 0
     engine.dispose()
 
 
@@ -535,7 +534,7 @@ AUTOCOMMIT = (
 
 
 @pytest.mark.parametrize("kind", ["engine", "sessionmaker", "scoped_session", "session"])
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_autocommit_is_refused_because_a_replay_would_repeat_it(postgres, plain, driver, kind):
     engine = sa_railway.create_engine(postgres.url_for(driver))
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -623,7 +622,7 @@ def test_waiting_between_attempts_lets_the_event_loop_run(own_postgres):
 
 
 @pytest.mark.parametrize("kind", ["engine", "factory"])
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg_async"])
+@pytest.mark.parametrize("driver", ASYNC)
 def test_a_callback_that_is_cancelled_is_rolled_back_and_its_connection_given_back(
     postgres, plain, driver, kind
 ):
@@ -642,7 +641,7 @@ def test_a_callback_that_is_cancelled_is_rolled_back_and_its_connection_given_ba
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert engine.pool.checkedout() == 0
+        assert pool_of(engine).checkedout() == 0
         await engine.dispose()
 
     asyncio.run(main())

@@ -4,12 +4,13 @@ import asyncio
 
 import psycopg2
 import pytest
-import sqlalchemy
+from fix_commit import ANSWER_LOST
+from fix_engines import SYNC, plain_engine
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, scoped_session, sessionmaker
-from sqlalchemy.pool import NullPool
+from within import driver_of
 
 import sa_railway
 from sa_railway import run_transaction
@@ -18,12 +19,10 @@ from sa_railway.commit.marker_schema import create_sql
 from sa_railway.exc import ConfigurationError
 from sa_railway.testing import ChaosProxy
 
-SYNC = ["psycopg2", "psycopg"]
 EXECUTES = (
     "callback executes COMMIT by itself; run_transaction() ends the transaction when it returns "
     "or raises"
 )
-LATE = {"before": "CommandComplete", "of": "COMMIT"}
 
 
 class Model(DeclarativeBase):
@@ -37,7 +36,7 @@ class Entry(Model):
 
 @pytest.fixture
 def plain(postgres):
-    engine = sqlalchemy.create_engine(postgres.url, poolclass=NullPool)
+    engine = plain_engine(postgres.url)
     Model.metadata.drop_all(engine)
     Model.metadata.create_all(engine)
     return engine
@@ -53,7 +52,7 @@ def test_what_is_flushed_by_the_commit_itself_is_written_once(postgres, plain, d
     """The session gets its connection within the COMMIT, which is watched all the same."""
     with ChaosProxy(postgres.url_for(driver)) as proxy:
         engine = sa_railway.create_engine(proxy.url)
-        with proxy.cut(**LATE) as cut:
+        with proxy.cut(**ANSWER_LOST) as cut:
             run_transaction(sessionmaker(engine), lambda session: session.add(Entry()))
         engine.dispose()
 
@@ -67,7 +66,7 @@ def test_what_is_flushed_by_the_commit_itself_is_written_once_in_asyncio(postgre
 
     async def main(proxy):
         engine = sa_railway.create_async_engine(proxy.url)
-        with proxy.cut(**LATE) as cut:
+        with proxy.cut(**ANSWER_LOST) as cut:
             await run_async_transaction(async_sessionmaker(engine), work)
         await engine.dispose()
         return cut.happened
@@ -143,8 +142,7 @@ def test_a_transaction_that_has_failed_before_raises_a_dbapi_error_on_asyncpg(po
     """Its ticket is read on asyncpg's own connection, past what SQLAlchemy would wrap."""
 
     async def main():
-        options = {"resolve_commit": True}
-        engine = sa_railway.create_async_engine(postgres.url_for("asyncpg"), **options)
+        engine = sa_railway.create_async_engine(postgres.url_for("asyncpg"), resolve_commit=True)
         async with engine.connect() as connection:
             await connection.execute(text("INSERT INTO late_entry DEFAULT VALUES"))
             with pytest.raises(DBAPIError):
@@ -167,7 +165,7 @@ def test_a_commit_within_a_pipeline_of_psycopg(postgres, plain, has_markers):
     engine = sa_railway.create_engine(
         postgres.url_for("psycopg"), resolve_commit=True, commit_marker=has_markers
     )
-    with engine.connect() as connection, connection.connection.driver_connection.pipeline():
+    with engine.connect() as connection, driver_of(connection).pipeline():
         connection.execute(text("INSERT INTO late_entry DEFAULT VALUES"))
         connection.commit()
     engine.dispose()
@@ -182,7 +180,7 @@ def test_a_connection_with_an_isolation_level_does_not_go_on_without_it(postgres
         with engine.connect() as connection:
             connection = connection.execution_options(isolation_level="SERIALIZABLE")
             connection.execute(text("INSERT INTO late_entry DEFAULT VALUES"))
-            with proxy.cut(**LATE):
+            with proxy.cut(**ANSWER_LOST):
                 connection.commit()
             with pytest.raises(DBAPIError) as caught:
                 connection.execute(text("SHOW transaction_isolation"))
@@ -196,7 +194,7 @@ def test_a_transaction_of_which_nothing_was_seen_may_have_written(postgres, plai
     def work(connection):
         import psycopg
 
-        cursor = psycopg.ClientCursor(connection.connection.driver_connection)
+        cursor = psycopg.ClientCursor(driver_of(connection))
         cursor.execute("INSERT INTO late_entry DEFAULT VALUES")
 
     with ChaosProxy(postgres.url_for("psycopg")) as proxy:
@@ -230,7 +228,7 @@ def test_a_commit_as_text_is_refused_on_a_connection_that_is_not_seen(postgres, 
 
 def test_a_transaction_of_psycopgs_own_is_refused_before_sqlalchemy_has_begun(postgres, plain):
     def work(connection):
-        driver = connection.connection.driver_connection
+        driver = driver_of(connection)
         with driver.transaction():
             driver.execute("INSERT INTO late_entry DEFAULT VALUES")
 
@@ -253,7 +251,7 @@ def test_an_error_within_a_pipeline_of_psycopg_is_raised_as_it_is(postgres, plai
         connection.execute(text("INSERT INTO late_entry VALUES (1)"))
         connection.commit()
         connection.execute(text("SELECT 1"))
-        driver = connection.connection.driver_connection
+        driver = driver_of(connection)
 
         def fail_late():
             with driver.pipeline():

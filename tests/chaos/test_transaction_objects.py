@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 import sqlalchemy
+from fix_engines import SYNC, plain_engine
 from sqlalchemy import ForeignKey, Identity, text
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import (
@@ -14,7 +15,6 @@ from sqlalchemy.orm import (
     relationship,
     sessionmaker,
 )
-from sqlalchemy.pool import NullPool
 
 import sa_railway
 from sa_railway import run_transaction
@@ -46,7 +46,7 @@ class Child(Model):
 
 @pytest.fixture
 def plain(postgres):
-    engine = sqlalchemy.create_engine(postgres.url, poolclass=NullPool)
+    engine = plain_engine(postgres.url)
     Model.metadata.drop_all(engine)
     Model.metadata.create_all(engine)
     return engine
@@ -60,7 +60,7 @@ def stored(plain):
         )
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_objects_made_outside_are_inserted_again_without_what_the_database_gave_them(
     postgres, plain, driver
 ):
@@ -173,7 +173,9 @@ def test_an_object_that_was_changed_outside_keeps_the_work_from_being_run_again(
         with proxy.cut(before="COMMIT"), pytest.raises(sqlalchemy.exc.DBAPIError) as caught:
             run_transaction(factory, lambda session: session.add(parent))
         parent = Session(plain, expire_on_commit=False).get_one(Parent, 1)
-        sqlalchemy.orm.object_session(parent).close()
+        of_parent = sqlalchemy.orm.object_session(parent)
+        assert of_parent is not None
+        of_parent.close()
         parent.name = "changed"
         with proxy.cut(before="CommandComplete", of="COMMIT") as cut:
             run_transaction(factory, lambda session: session.add(parent))

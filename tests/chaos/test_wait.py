@@ -8,10 +8,11 @@ import signal
 
 import pytest
 import sqlalchemy
-from marked import MARK, MarkedPostgres
+from fix_engines import ASYNC, SYNC, plain_engine
+from fix_events import hearing
+from marked import MARK
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
 
 import sa_railway
 from sa_railway import events, wait_for_database
@@ -20,9 +21,6 @@ from sa_railway.engine import stopping
 from sa_railway.exc import NotReadyError
 from sa_railway.recovery import wait
 from sa_railway.testing import ChaosProxy
-
-SYNC = ["psycopg2", "psycopg"]
-ASYNC = ["asyncpg", "psycopg_async"]
 
 
 def wait_in_asyncio(url, make=None, **arguments):
@@ -74,23 +72,18 @@ both_ways = ways([("psycopg2", wait_in_sync, None), ("asyncpg", wait_in_asyncio,
 @pytest.fixture
 def connects():
     """What the patience of an engine announces: it is to have no part in this."""
-    found = []
-    kinds = (events.ConnectAttemptFailed, events.BreakerOpened)
-    unsubscribe = events.subscribe(
-        lambda announced: isinstance(announced, kinds) and found.append(announced)
-    )
-    yield found
-    unsubscribe()
+    with hearing(events.ConnectAttemptFailed, events.BreakerOpened) as heard:
+        yield heard
 
 
 @pytest.fixture
 def plain(postgres):
-    engine = sqlalchemy.create_engine(postgres.url, poolclass=NullPool)
-    with engine.begin() as connection:
-        connection.execute(text("DROP TABLE IF EXISTS orders, alembic_version"))
-        connection.execute(text("DROP SCHEMA IF EXISTS billing CASCADE"))
-        connection.execute(text("CREATE SCHEMA billing"))
-    return engine
+    return plain_engine(
+        postgres.url,
+        "DROP TABLE IF EXISTS orders, alembic_version",
+        "DROP SCHEMA IF EXISTS billing CASCADE",
+        "CREATE SCHEMA billing",
+    )
 
 
 @both_ways
@@ -98,7 +91,7 @@ def plain(postgres):
 def test_a_server_that_starts_or_is_full_is_waited_for(
     postgres, driver, wait_for, make, sqlstate, connects
 ):
-    lines = []
+    lines: list[str] = []
     with ChaosProxy(postgres.url_for(driver)) as proxy:
         answer = proxy.answer(sqlstate, times=3)
         wait_for(proxy.url, make, progress=lines.append)
@@ -116,7 +109,7 @@ def test_a_server_that_starts_or_is_full_is_waited_for(
 
 @every_way
 def test_a_server_that_is_away_is_waited_for(postgres, driver, wait_for, make, connects):
-    lines = []
+    lines: list[str] = []
 
     def progress(line):
         lines.append(line)
@@ -135,7 +128,7 @@ def test_a_server_that_is_away_is_waited_for(postgres, driver, wait_for, make, c
 @pytest.mark.parametrize("driver", SYNC)
 def test_a_server_that_is_started_later(own_postgres, driver):
     own_postgres.stop()
-    lines = []
+    lines: list[str] = []
 
     def start(line):
         lines.append(line)
@@ -148,7 +141,7 @@ def test_a_server_that_is_started_later(own_postgres, driver):
 
 
 def test_a_server_that_is_ready_is_not_waited_for(postgres):
-    lines = []
+    lines: list[str] = []
 
     wait_for_database(postgres.url, progress=lines.append)
 
@@ -156,7 +149,7 @@ def test_a_server_that_is_ready_is_not_waited_for(postgres):
 
 
 def test_a_name_that_does_not_resolve_is_waited_for(postgres):
-    lines = []
+    lines: list[str] = []
     url = postgres.url.set(host="absent.invalid")
 
     with pytest.raises(sqlalchemy.exc.OperationalError, match="could not translate") as caught:
@@ -167,12 +160,6 @@ def test_a_name_that_does_not_resolve_is_waited_for(postgres):
     assert re.match(
         r"sa_railway: waited [\d.]+ s, with \d+ attempts?: The host name does not resolve: ", note
     )
-
-
-@pytest.fixture(scope="module")
-def guarded_postgres(postgres_binaries):
-    with MarkedPostgres(password=f"right-{MARK}") as server:
-        yield server
 
 
 @every_way
@@ -187,7 +174,7 @@ def guarded_postgres(postgres_binaries):
 def test_what_waiting_cannot_mend_is_raised_at_once(
     guarded_postgres, driver, wait_for, make, change, says, fix
 ):
-    lines = []
+    lines: list[str] = []
     url = guarded_postgres.url_for(driver).set(**change)
 
     with pytest.raises(Exception, match=says) as caught:
@@ -211,7 +198,7 @@ def test_what_an_engine_says_of_errors_counts(postgres):
 
 
 def test_a_certificate_that_cannot_be_had_is_raised_at_once(postgres):
-    lines = []
+    lines: list[str] = []
     url = postgres.url.update_query_dict({"sslmode": "require"})
 
     with pytest.raises(sqlalchemy.exc.OperationalError, match="does not support SSL"):
@@ -251,7 +238,7 @@ def test_a_server_that_never_answers_does_not_hold_it(
     postgres, driver, wait_for, make, monkeypatch
 ):
     monkeypatch.setattr(wait, "_DEFAULT_LIMIT", 0.2)
-    lines = []
+    lines: list[str] = []
 
     def progress(line):
         lines.append(line)
@@ -271,7 +258,7 @@ def test_a_server_that_never_answers_does_not_hold_it(
 def test_a_new_connection_that_never_answers_does_not_hold_it(postgres, driver, monkeypatch):
     """SQLAlchemy asks the server for its version and more before anybody gets the connection."""
     monkeypatch.setattr(wait, "_DEFAULT_LIMIT", 0.2)
-    lines = []
+    lines: list[str] = []
     with ChaosProxy(postgres.url_for(driver)) as proxy:
         engine = sqlalchemy.create_engine(proxy.url)
         event.listen(
@@ -286,7 +273,7 @@ def test_a_new_connection_that_never_answers_does_not_hold_it(postgres, driver, 
 
 def test_a_pooled_connection_that_never_answers_does_not_hold_it(postgres, monkeypatch):
     monkeypatch.setattr(wait, "_DEFAULT_LIMIT", 0.2)
-    lines = []
+    lines: list[str] = []
     with ChaosProxy(postgres.url) as proxy:
         engine = sqlalchemy.create_engine(proxy.url)
         engine.connect().close()
@@ -302,7 +289,7 @@ def test_a_pooled_connection_that_never_answers_does_not_hold_it(postgres, monke
 def test_an_attempt_has_the_limit_of_its_engine(postgres, driver, wait_for, make, monkeypatch):
     """Such as for a server that wakes up slowly; the limit of an answer is for others."""
     monkeypatch.setattr(wait, "_DEFAULT_LIMIT", 0.01)
-    lines = []
+    lines: list[str] = []
     url = postgres.url_for(driver)
     if (driver, make) == ("asyncpg", create_async_engine):
         make = functools.partial(make, connect_args={"timeout": 60})
@@ -378,7 +365,7 @@ def test_a_url_for_asyncio_will_do(postgres, driver):
 
 @both_ways
 def test_tables_are_waited_for(postgres, plain, driver, wait_for, make):
-    lines = []
+    lines: list[str] = []
 
     def progress(line):
         lines.append(line)
@@ -425,7 +412,7 @@ def set_revision(engine, revision):
 @both_ways
 def test_a_revision_is_waited_for(postgres, plain, driver, wait_for, make):
     set_revision(plain, "aaaa")
-    lines = []
+    lines: list[str] = []
 
     def progress(line):
         lines.append(line)
@@ -457,7 +444,7 @@ def migrations(request, tmp_path):
 
 def test_head_is_what_the_code_brings_along(postgres, plain, migrations):
     set_revision(plain, "aaaa")
-    lines = []
+    lines: list[str] = []
 
     def progress(line):
         lines.append(line)
@@ -496,7 +483,7 @@ def test_machines_get_a_log(postgres, capsys, caplog):
 
 
 def test_no_line_holds_a_password(guarded_postgres, plain):
-    lines = []
+    lines: list[str] = []
 
     with pytest.raises(NotReadyError) as caught:
         wait_for_database(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from marked import MARK, MarkedPostgres
+from marked import MARK, MarkedPostgres, in_text
 
 from sa_railway import __version__
 from sa_railway.testing import ChaosProxy
@@ -31,10 +31,6 @@ WITHOUT_RICH = [
 def server(postgres_binaries):
     with MarkedPostgres(password=SECRET) as server:
         yield server
-
-
-def text(url):
-    return url.render_as_string(hide_password=False)
 
 
 def run(*arguments, **environ):
@@ -69,7 +65,7 @@ def on_terminal(command, *arguments, **environ):
 
 
 def test_nothing_found(server):
-    status, out, err = run("doctor", text(server.url))
+    status, out, err = run("doctor", in_text(server.url))
 
     assert (status, err) == (0, "")
     assert out.endswith("\n\nNo problem found; 15 of 16 checks are good, 1 not run.\n")
@@ -99,7 +95,7 @@ def without_numbers(text):
 
 
 def test_json(server):
-    url = text(server.url.set(password=f"wrong-{SECRET}"))
+    url = in_text(server.url.set(password=f"wrong-{SECRET}"))
     status, out, err = run("doctor", url, "--json")
 
     assert (status, err) == (1, "")
@@ -109,7 +105,7 @@ def test_json(server):
 
 
 def test_the_doctor_on_a_terminal(server):
-    status, shown = on_terminal([COMMAND], "doctor", text(server.url), "--table", "absent")
+    status, shown = on_terminal([COMMAND], "doctor", in_text(server.url), "--table", "absent")
 
     assert status == 1
     assert "\x1b[32mgood" in shown
@@ -122,7 +118,7 @@ def test_the_doctor_on_a_terminal(server):
 
 
 def test_the_doctor_on_a_terminal_without_rich(server):
-    status, shown = on_terminal(WITHOUT_RICH, "doctor", text(server.url))
+    status, shown = on_terminal(WITHOUT_RICH, "doctor", in_text(server.url))
 
     assert status == 0
     assert "\r\x1b[Kexamining: DNS" in shown
@@ -158,7 +154,7 @@ def test_what_cannot_be_explained():
 def test_progress_does_not_get_into_a_pipe(server):
     master, slave = os.openpty()
     done = subprocess.run(
-        [COMMAND, "doctor", text(server.url), "--json"],
+        [COMMAND, "doctor", in_text(server.url), "--json"],
         stdout=subprocess.PIPE,
         stderr=slave,
         timeout=60,
@@ -174,7 +170,7 @@ def test_ctrl_c(server):
     with ChaosProxy(server.url) as proxy:
         proxy.freeze()
         with subprocess.Popen(
-            [COMMAND, "doctor", text(proxy.url), "--timeout", "60"],
+            [COMMAND, "doctor", in_text(proxy.url), "--timeout", "60"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         ) as process:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
-from marked import MARK, MarkedPostgres
-from sqlalchemy import URL, text
+from marked import MARK, in_text
+from sqlalchemy import text
 
 from sa_railway.testing import ChaosProxy
 
@@ -36,18 +36,8 @@ def run(*arguments: str, environ: dict[str, str] | None = None) -> tuple[int, st
     return process.returncode, out, err
 
 
-def shown(url: URL) -> str:
-    return url.render_as_string(hide_password=False)
-
-
-@pytest.fixture(scope="module")
-def guarded_postgres(postgres_binaries: Path):
-    with MarkedPostgres(password=f"right-{MARK}") as server:
-        yield server
-
-
 def test_ready(guarded_postgres):
-    status, out, err = run(shown(guarded_postgres.url))
+    status, out, err = run(in_text(guarded_postgres.url))
 
     assert status == 0
     assert re.fullmatch(r"ready after [\d.]+ s: postgresql\+psycopg2://postgres:\*\*\*@.*\n", out)
@@ -56,7 +46,7 @@ def test_ready(guarded_postgres):
 
 def test_the_url_comes_from_the_environment(guarded_postgres):
     status, out, _ = run(
-        "--quiet", environ={"DATABASE_URL": shown(guarded_postgres.url_for("asyncpg"))}
+        "--quiet", environ={"DATABASE_URL": in_text(guarded_postgres.url_for("asyncpg"))}
     )
 
     assert status == 0
@@ -64,7 +54,7 @@ def test_the_url_comes_from_the_environment(guarded_postgres):
 
 
 def test_a_wrong_password(guarded_postgres):
-    status, out, err = run(shown(guarded_postgres.url.set(password=f"wrong-{MARK}")))
+    status, out, err = run(in_text(guarded_postgres.url.set(password=f"wrong-{MARK}")))
 
     assert status == 1
     assert out == ""
@@ -80,7 +70,7 @@ def test_a_wrong_password(guarded_postgres):
 def test_a_server_that_does_not_come(guarded_postgres):
     with ChaosProxy(guarded_postgres.url) as proxy:
         proxy.down()
-        status, out, err = run(shown(proxy.url), "--timeout", "0.2", "--quiet")
+        status, out, err = run(in_text(proxy.url), "--timeout", "0.2", "--quiet")
 
     assert status == 1
     assert out == ""
@@ -90,7 +80,7 @@ def test_a_server_that_does_not_come(guarded_postgres):
 def test_a_server_that_comes_later(guarded_postgres):
     with ChaosProxy(guarded_postgres.url) as proxy:
         answer = proxy.answer("57P03", times=None)
-        with start(shown(proxy.url)) as process:
+        with start(in_text(proxy.url)) as process:
             proxy.wait_for(lambda: proxy.accepted >= 2)
             answer.remove()
             out, err = process.communicate(timeout=60)
@@ -101,7 +91,7 @@ def test_a_server_that_comes_later(guarded_postgres):
 
 
 def test_json_when_ready(guarded_postgres):
-    status, out, err = run(shown(guarded_postgres.url), "--json")
+    status, out, err = run(in_text(guarded_postgres.url), "--json")
 
     assert status == 0
     result = json.loads(out)
@@ -115,7 +105,7 @@ def test_json_when_ready(guarded_postgres):
 
 def test_json_when_not_ready(guarded_postgres):
     status, out, err = run(
-        shown(guarded_postgres.url),
+        in_text(guarded_postgres.url),
         *("--json", "--timeout", "0.2", "--table", "orders", "--table", "billing.invoice"),
         *("--revision", "1975ea83b712"),
     )
@@ -134,7 +124,7 @@ def test_json_when_not_ready(guarded_postgres):
 
 
 def test_json_of_an_error(guarded_postgres):
-    status, out, _ = run(shown(guarded_postgres.url.set(database="absent")), "--json")
+    status, out, _ = run(in_text(guarded_postgres.url.set(database="absent")), "--json")
 
     assert status == 1
     result = json.loads(out)
@@ -150,7 +140,7 @@ def test_a_table_that_is_there(guarded_postgres):
         connection.execute(text("CREATE TABLE present (n int)"))
     engine.dispose()
 
-    assert run(shown(guarded_postgres.url), "--quiet", "--table", "present") == (0, "", "")
+    assert run(in_text(guarded_postgres.url), "--quiet", "--table", "present") == (0, "", "")
 
 
 def test_the_revision_of_the_code(guarded_postgres, tmp_path):
@@ -161,7 +151,7 @@ def test_the_revision_of_the_code(guarded_postgres, tmp_path):
     config.write_text(f"[alembic]\nscript_location = {tmp_path / 'migrations'}\n")
 
     status, _, err = run(
-        shown(guarded_postgres.url),
+        in_text(guarded_postgres.url),
         *("--timeout", "0.1", "--revision", "head", "--alembic-config", str(config)),
     )
 
@@ -181,7 +171,7 @@ def test_the_revision_of_the_code(guarded_postgres, tmp_path):
     ],
 )
 def test_wrong_usage(guarded_postgres, arguments, message):
-    assert run(shown(guarded_postgres.url), *arguments) == (2, "", message)
+    assert run(in_text(guarded_postgres.url), *arguments) == (2, "", message)
 
 
 def test_a_url_that_cannot_be_used():
@@ -196,7 +186,7 @@ def test_a_url_that_cannot_be_used():
 def test_ctrl_c(guarded_postgres):
     with ChaosProxy(guarded_postgres.url) as proxy:
         proxy.answer("57P03", times=None)
-        with start(shown(proxy.url)) as process:
+        with start(in_text(proxy.url)) as process:
             proxy.wait_for(lambda: proxy.accepted >= 2)
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)

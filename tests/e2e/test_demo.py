@@ -147,6 +147,7 @@ def test_no_write_is_lost_or_doubled(output: str):
 
 def test_an_interrupted_demo_leaves_nothing_behind(postgres_binaries: Path, tmp_path: Path):
     demo = Demo(tmp_path, *DEMO, "--quick")
+    assert demo.process.stdout is not None
     for line in demo.process.stdout:
         if line.endswith("no fault: only requests\n"):
             break

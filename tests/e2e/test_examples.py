@@ -8,17 +8,17 @@ import os
 import re
 import runpy
 import shlex
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import psycopg
 import pytest
-from marked import MarkedPostgres
+from fix_server import ServerProcess
+from fix_waiting import wait_until
+from marked import MarkedPostgres, conninfo
 from sqlalchemy import URL
 
 from sa_railway.testing import ChaosProxy, TemporaryPostgres
@@ -29,20 +29,11 @@ FLASK_APP = EXAMPLES / "flask_app"
 DEPLOY = json.loads((FLASK_APP / "railway.json").read_text())["deploy"]
 
 
-def wait_for(condition: Callable[[], object]) -> object:
-    """Return what *condition* returns as soon as that is true."""
-    deadline = time.monotonic() + 20
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "the condition did not become true within 20 s"
-        time.sleep(0.02)
-    return result
-
-
 def environment(url: URL, **variables: str) -> dict[str, str]:
     """That of a service on Railway, with the programs of this virtual environment."""
     return {
         **os.environ,
-        "DATABASE_URL": url.set(drivername="postgresql").render_as_string(hide_password=False),
+        "DATABASE_URL": conninfo(url),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -52,8 +43,7 @@ def environment(url: URL, **variables: str) -> dict[str, str]:
 
 def sql(url: URL, statement: str) -> list[tuple[object, ...]]:
     """Execute *statement*; return its rows, if it has any."""
-    conninfo = url.set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(conninfo, autocommit=True) as connection:
+    with psycopg.connect(conninfo(url), autocommit=True) as connection:
         cursor = connection.execute(statement)
         return cursor.fetchall() if cursor.description else []
 
@@ -61,7 +51,7 @@ def sql(url: URL, statement: str) -> list[tuple[object, ...]]:
 # --- flask_app ---
 
 
-class Deployment:
+class Deployment(ServerProcess):
     """``flask_app`` as ``railway.json`` deploys it, but on a port of loopback."""
 
     def __init__(self, url: URL, folder: Path) -> None:
@@ -76,14 +66,7 @@ class Deployment:
             subprocess.run(command, shell=True, cwd=FLASK_APP, env=env, check=True)
         command = shlex.split(DEPLOY["startCommand"])
         self.process = subprocess.Popen(command, cwd=FLASK_APP, env=env, start_new_session=True)
-        self.port = int(wait_for(self._listening)[1])
-
-    def _listening(self) -> re.Match[str] | None:
-        assert self.process.poll() is None, self.text()
-        return re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", self.text())
-
-    def text(self) -> str:
-        return self.log.read_text() if self.log.exists() else ""
+        self.port = self.gunicorn_port()
 
     def ask(self, method: str, path: str, content: object = None) -> tuple[int, str, str | None]:
         """Return the status, the body, and the header Retry-After."""
@@ -92,11 +75,6 @@ class Deployment:
             client.request(method, path, json.dumps(content) if content else None, headers)
             answer = client.getresponse()
             return answer.status, answer.read().decode(), answer.headers["Retry-After"]
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +132,7 @@ def test_the_flask_app_says_when_to_come_again_while_its_server_stays_away(
 
     assert (status, body) == (503, '{"error":"the database cannot be reached"}\n')
     assert retry_after == "1"
-    wait_for(lambda: deployment.ask("GET", "/notes")[0] == 200)
+    wait_until(lambda: deployment.ask("GET", "/notes")[0] == 200)
 
 
 def test_the_flask_app_stops_in_good_order(server: TemporaryPostgres, tmp_path: Path):
@@ -177,7 +155,7 @@ def test_the_flask_app_has_the_time_to_finish_its_requests():
 
 
 def run_script(url: URL) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, EXAMPLES / "script.py"]
+    command = [sys.executable, str(EXAMPLES / "script.py")]
     return subprocess.run(command, env=environment(url), capture_output=True, text=True, timeout=60)
 
 
@@ -254,7 +232,7 @@ def jobs_done(url: URL) -> list[object]:
 def test_the_worker_greets_whom_it_was_told_to_greet(workers: Workers, database_url: URL):
     assert workers.run(database_url, "add", "Ada", "Grace").wait(20) == 0
     worker = workers.run(database_url)
-    wait_for(lambda: states(database_url) == ["done", "done"])
+    wait_until(lambda: states(database_url) == ["done", "done"])
     worker.terminate()
 
     assert worker.wait(20) == 0
@@ -270,11 +248,11 @@ def test_workers_do_every_job_once_while_their_server_restarts_and_crashes(
     url = own_postgres.url
     add_jobs(workers, url, 1.0, *[0.05] * 20)
     running = [workers.run(url) for _ in range(2)]
-    wait_for(lambda: len(jobs_done(url)) >= 5)
+    wait_until(lambda: len(jobs_done(url)) >= 5)
     own_postgres.restart()  # the first job is in hand
-    wait_for(lambda: len(jobs_done(url)) >= 10)
+    wait_until(lambda: len(jobs_done(url)) >= 10)
     own_postgres.restart("immediate")
-    wait_for(lambda: states(url) == ["done"] * 21)
+    wait_until(lambda: states(url) == ["done"] * 21)
     for worker in running:
         worker.terminate()
 
@@ -287,12 +265,11 @@ def test_the_worker_passes_over_a_job_that_another_one_has_in_hand(
     workers: Workers, database_url: URL
 ):
     add_jobs(workers, database_url, 0, 0)
-    conninfo = database_url.set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(conninfo) as another:
+    with psycopg.connect(conninfo(database_url)) as another:
         another.execute("SELECT 1 FROM jobs WHERE id = 1 FOR UPDATE")
         worker = workers.run(database_url)
-        wait_for(lambda: states(database_url) == ["waiting", "done"])
-    wait_for(lambda: states(database_url) == ["done", "done"])
+        wait_until(lambda: states(database_url) == ["waiting", "done"])
+    wait_until(lambda: states(database_url) == ["done", "done"])
     worker.terminate()
 
     assert worker.wait(20) == 0
@@ -301,7 +278,7 @@ def test_the_worker_passes_over_a_job_that_another_one_has_in_hand(
 def test_the_worker_finishes_the_job_in_hand_at_sigterm(workers: Workers, database_url: URL):
     add_jobs(workers, database_url, 0.5, 0)
     worker = workers.run(database_url)
-    wait_for(lambda: sql(database_url, IN_HAND))
+    wait_until(lambda: sql(database_url, IN_HAND))
     worker.terminate()
 
     assert worker.wait(20) == 0
@@ -325,7 +302,7 @@ def test_a_job_that_fails_does_not_stop_the_worker(workers: Workers, database_ur
     assert workers.run(database_url, "add", "Eve", "Ada").wait(20) == 0
     sql(database_url, "ALTER TABLE greetings ADD CHECK (text <> 'Hello Eve')")
     worker = workers.run(database_url)
-    wait_for(lambda: states(database_url) == ["failed", "done"])
+    wait_until(lambda: states(database_url) == ["failed", "done"])
     worker.terminate()
 
     assert worker.wait(20) == 0

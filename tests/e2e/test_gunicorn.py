@@ -10,13 +10,16 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from fix_server import ServerProcess
+from fix_waiting import wait_until
+from marked import conninfo, in_text
 
 from sa_railway.testing import TemporaryPostgres
 
@@ -74,7 +77,7 @@ NO_ANSWER = (OSError, http.client.HTTPException, AssertionError)
 LINE = re.compile(r"^\[[^]]+\] \[(\d+)\] \[(\w+)\] (.*)$")
 
 
-class Gunicorn:
+class Gunicorn(ServerProcess):
     """A server in a process group of its own, and the lines of its error log."""
 
     def __init__(self, folder: Path, url: str, *arguments: str, plugins: str = "railway") -> None:
@@ -97,19 +100,12 @@ class Gunicorn:
             },
             start_new_session=True,
         )
-        self.port = int(wait_for(self._listening)[1])
-
-    def _listening(self) -> re.Match[str] | None:
-        assert self.process.poll() is None, self.text()
-        return re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", self.text())
-
-    def text(self) -> str:
-        return self.log.read_text() if self.log.exists() else ""
+        self.port = self.gunicorn_port()
 
     def lines(self, author: int | None = None) -> list[tuple[str, str]]:
         """What *author*, a process id, or anybody has logged, as pairs of level and text."""
         matches = filter(None, map(LINE.match, self.text().splitlines()))
-        return [m.group(2, 3) for m in matches if author in (None, int(m[1]))]
+        return [(m[2], m[3]) for m in matches if author in (None, int(m[1]))]
 
     def ends(self) -> list[tuple[str, str]]:
         """What the arbiter has said of the end of workers."""
@@ -137,25 +133,11 @@ class Gunicorn:
 
         threading.Thread(target=request, daemon=True).start()
         told = self.folder / action
-        return int(wait_for(lambda: told.exists() and told.read_text()))
+        return int(wait_until(lambda: told.exists() and told.read_text()))
 
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(15)
-
-    def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-def wait_for(condition: Callable[[], object]) -> object:
-    """Return what *condition* returns as soon as that is true."""
-    deadline = time.monotonic() + 20
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "the condition did not become true within 20 s"
-        time.sleep(0.02)
-    return result
 
 
 Start = Callable[..., Gunicorn]
@@ -166,7 +148,7 @@ def start_gunicorn(
     postgres: TemporaryPostgres, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Start]:
     started = []
-    url = postgres.url.render_as_string(hide_password=False)
+    url = in_text(postgres.url)
 
     def start(*arguments: str, plugins: str = "railway") -> Gunicorn:
         started.append(Gunicorn(tmp_path_factory.mktemp("g"), url, *arguments, plugins=plugins))
@@ -223,12 +205,12 @@ def cemetery(start_gunicorn: Start, postgres: TemporaryPostgres) -> Iterator[dic
     dead = {action: server.hang(action) for action in ("hang_in_python", "hang_in_driver")}
     dead["SIGKILL"] = int(server.get("/pid"))
     os.kill(dead["SIGKILL"], signal.SIGKILL)
-    wait_for(lambda: server.has_told_of(dead["SIGKILL"]))
+    wait_until(lambda: server.has_told_of(dead["SIGKILL"]))
     dead["SIGTERM"] = int(server.get("/pid"))
     os.kill(dead["SIGTERM"], signal.SIGTERM)
-    wait_for(lambda: server.has_told_of(*dead.values()))
+    wait_until(lambda: server.has_told_of(*dead.values()))
     yield {"server": server, **dead}
-    with psycopg.connect(str(postgres.url.set(drivername="postgresql"))) as admin:
+    with psycopg.connect(conninfo(postgres.url)) as admin:
         admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity" + SLEEPING)
 
 
@@ -260,7 +242,7 @@ SLEEPING = " WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'"
     ],
 )
 def test_the_arbiter_tells_the_ends_of_workers_apart(
-    cemetery: dict[str, object], death: str, level: str, end: str
+    cemetery: dict[str, Any], death: str, level: str, end: str
 ):
     pid = cemetery[death]
 
@@ -268,7 +250,7 @@ def test_the_arbiter_tells_the_ends_of_workers_apart(
 
 
 def test_a_worker_that_hangs_in_python_shows_its_pool_and_its_stack(
-    cemetery: dict[str, object], postgres: TemporaryPostgres
+    cemetery: dict[str, Any], postgres: TemporaryPostgres
 ):
     pid = cemetery["hang_in_python"]
 
@@ -286,21 +268,21 @@ def test_a_worker_that_hangs_in_python_shows_its_pool_and_its_stack(
 
 
 def test_the_query_of_a_worker_that_was_killed_in_the_driver_still_runs(
-    cemetery: dict[str, object], postgres: TemporaryPostgres
+    cemetery: dict[str, Any], postgres: TemporaryPostgres
 ):
-    with psycopg.connect(str(postgres.url.set(drivername="postgresql"))) as admin:
+    with psycopg.connect(conninfo(postgres.url)) as admin:
         count = admin.execute("SELECT count(*) FROM pg_stat_activity" + SLEEPING).fetchone()
 
     assert count == (1,)
 
 
-def test_a_hook_of_the_user_runs_beside_ours(cemetery: dict[str, object]):
+def test_a_hook_of_the_user_runs_beside_ours(cemetery: dict[str, Any]):
     pid = cemetery["SIGTERM"]
 
     assert cemetery["server"].lines(pid).count(("INFO", f"my own hook ran in {pid}")) == 1
 
 
-def test_a_short_timeout_is_warned_about_at_the_start(cemetery: dict[str, object]):
+def test_a_short_timeout_is_warned_about_at_the_start(cemetery: dict[str, Any]):
     own = [text for level, text in cemetery["server"].lines() if level == "WARNING"]
 
     assert own[0] == (
@@ -315,7 +297,7 @@ def test_the_module_alone_is_a_configuration(start_gunicorn: Start):
     pid = server.get("/pid")
     server.get("/pid")
 
-    wait_for(server.ends)
+    wait_until(server.ends)
 
     assert server.ends() == [("INFO", f"sa_railway: worker (pid:{pid}) left in good order")]
     assert server.lines()[1] == (

@@ -6,17 +6,18 @@ import contextlib
 import http.client
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
 import pytest
+from fix_server import ServerProcess
+from fix_waiting import wait_until
+from marked import conninfo, in_text
 from prometheus_client.parser import text_string_to_metric_families
 
 from sa_railway.testing import TemporaryPostgres
@@ -62,14 +63,14 @@ def tell_the_process(response):
 WORKERS = 4
 
 
-class Gunicorn:
+class Gunicorn(ServerProcess):
     """A server in a process group of its own."""
 
     def __init__(self, folder: Path, url: str, *arguments: str, **environment: str) -> None:
         (folder / "app.py").write_text(APP)
-        self.output = folder / "output"
+        self.log = folder / "log"
         command = [sys.executable, "-m", "gunicorn", "--bind=127.0.0.1:0", f"--workers={WORKERS}"]
-        with self.output.open("w") as output:
+        with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*command, *arguments, "app:application"],
                 cwd=folder,
@@ -81,14 +82,10 @@ class Gunicorn:
                     **environment,
                 },
                 start_new_session=True,
-                stdout=output,
+                stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        self.port = int(wait_for(self._listening)[1])
-
-    def _listening(self) -> re.Match[str] | None:
-        assert self.process.poll() is None, self.output.read_text()
-        return re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", self.output.read_text())
+        self.port = self.gunicorn_port()
 
     def get(self, path: str) -> tuple[int, str]:
         """Return which process has answered, and what."""
@@ -120,28 +117,14 @@ class Gunicorn:
 
     def _ask_all(self) -> dict[int, str]:
         told: dict[int, str] = {}
-        wait_for(lambda: told.update([self.get("/metrics")]) or len(told) == WORKERS)
+        wait_until(lambda: told.update([self.get("/metrics")]) or len(told) == WORKERS)
         return told
 
     def kill(self, worker: int) -> None:
         """Kill *worker*, and wait until the server has noticed."""
-        before = self.output.read_text().count("Booting worker")
+        before = self.text().count("Booting worker")
         os.kill(worker, signal.SIGKILL)
-        wait_for(lambda: self.output.read_text().count("Booting worker") > before)
-
-    def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-def wait_for(condition: Callable[[], object]) -> object:
-    """Return what *condition* returns as soon as that is true."""
-    deadline = time.monotonic() + 30
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "the condition did not become true within 30 s"
-        time.sleep(0.02)
-    return result
+        wait_until(lambda: self.text().count("Booting worker") > before)
 
 
 Start = Callable[..., Gunicorn]
@@ -150,7 +133,7 @@ Start = Callable[..., Gunicorn]
 @pytest.fixture
 def start_gunicorn(postgres: TemporaryPostgres, tmp_path: Path) -> Iterator[Start]:
     started = []
-    url = postgres.url.render_as_string(hide_password=False)
+    url = in_text(postgres.url)
 
     def start(*arguments: str, **environment: str) -> Gunicorn:
         started.append(Gunicorn(tmp_path, url, *arguments, **environment))
@@ -162,10 +145,11 @@ def start_gunicorn(postgres: TemporaryPostgres, tmp_path: Path) -> Iterator[Star
 
 
 def open_sessions(postgres: TemporaryPostgres) -> int:
-    with psycopg.connect(str(postgres.url.set(drivername="postgresql"))) as admin:
+    with psycopg.connect(conninfo(postgres.url)) as admin:
         row = admin.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'shop'"
         ).fetchone()
+    assert row is not None
     return int(row[0])
 
 
@@ -217,7 +201,7 @@ def test_what_a_dead_worker_held_is_held_no_longer(
     for told in server.metrics():
         assert told["sa_railway_pool_checked_out"] == told["sa_railway_pool_open"] == 0
         assert told["sa_railway_checkout_wait_seconds_count"] == 1
-    wait_for(lambda: open_sessions(postgres) == 0)
+    wait_until(lambda: open_sessions(postgres) == 0)
 
 
 def test_the_applications_own_gauges_forget_a_dead_worker_too(
@@ -226,7 +210,7 @@ def test_the_applications_own_gauges_forget_a_dead_worker_too(
     directory = tmp_path / "metrics"
     directory.mkdir()
     server = start_gunicorn(*OURS, PROMETHEUS_MULTIPROC_DIR=str(directory))
-    wait_for(lambda: server.get("/query") and all_open(server, WORKERS))
+    wait_until(lambda: server.get("/query") and all_open(server, WORKERS))
 
     server.kill(server.get("/query")[0])
 
@@ -243,7 +227,7 @@ def test_on_railway_gunicorn_logs_json_to_stdout(start_gunicorn: Start):
     worker, _ = server.get("/query")
     server.kill(worker)
 
-    lines = [json.loads(line) for line in server.output.read_text().splitlines()]
+    lines = [json.loads(line) for line in server.text().splitlines()]
     assert {line["logger"] for line in lines} == {"gunicorn.error", "sa_railway.plugin"}
     assert {
         "message": f"sa_railway: worker (pid:{worker}) was killed without notice: by a SIGKILL "

@@ -26,7 +26,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from marked import MARK, MarkedPostgres
+from fix_engines import SYNC
+from fix_waiting import wait_until
+from marked import MARK, MarkedPostgres, in_text
 from sqlalchemy import URL, text
 
 import sa_railway
@@ -56,7 +58,7 @@ def server(postgres_binaries: Path) -> Iterator[MarkedPostgres]:
 
 
 @pytest.fixture(scope="module")
-def away() -> int:
+def away() -> Iterator[int]:
     """A port where nobody listens."""
     with ChaosProxy(("127.0.0.1", 1)) as proxy:
         proxy.down()
@@ -121,14 +123,10 @@ def fail(connection: sqlalchemy.Connection) -> None:
     connection.execute(text("SELECT 1/0"))
 
 
-def in_text(url: URL) -> str:
-    return url.render_as_string(hide_password=False)
-
-
 # --- engines ---
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_engines(url: URL, driver: str, said: list[str]):
     url = url.set(drivername=f"postgresql+{driver}")
     given = in_text(url)  # with the special characters percent-encoded
@@ -146,7 +144,7 @@ def test_engines(url: URL, driver: str, said: list[str]):
     with told_of_errors(said), engine.connect() as held:
         held.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
     with told_of_errors(said):
-        retry(lambda: engine.connect().close(), attempts=2)()
+        retry(attempts=2)(lambda: engine.connect().close())()
     with told_of_errors(said):
         wait_for_database(given, timeout=0.1, tables=["absent"], progress=said.append)
     report = sa_railway.check_health(engine)
@@ -189,6 +187,7 @@ def test_engines_of_asyncio(url: URL, said: list[str]):
 @pytest.mark.parametrize("plugins", [[], ["railway"]], ids=["plain", "plugin"])
 def test_secrets_in_a_query(url: URL, plugins: list[str], said: list[str]):
     """SQLAlchemy shows them in its own ``repr()`` of such a URL and its engine; we do not."""
+    assert url.password is not None
     query = {"user": "postgres", "password": url.password, **QUERY}
     url = url.set(username=None)._replace(password=None).update_query_dict(query)
     profile = {"railway_profile": sa_railway.Profile(**PATIENCE)} if plugins else {}
@@ -199,7 +198,7 @@ def test_secrets_in_a_query(url: URL, plugins: list[str], said: list[str]):
     with told_of_errors(said):
         wait_for_database(engine, timeout=0.1, tables=["absent"], progress=said.append)
     with told_of_errors(said):
-        retry(lambda: engine.connect().close(), attempts=2)()
+        retry(attempts=2)(lambda: engine.connect().close())()
     said += answers(engine)
     engine.dispose()
 
@@ -297,7 +296,9 @@ def test_the_doctor_on_a_terminal(server: MarkedPostgres, said: list[str]):
     url = in_text(server.url.set(password=f"{PASSWORD}not").update_query_dict(QUERY))
     with subprocess.Popen(
         [COMMAND, "doctor"],
-        **dict.fromkeys(("stdin", "stdout", "stderr"), slave),
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
         env={**os.environ, "DATABASE_URL": url, "TERM": "xterm-256color"},
     ):
         os.close(slave)
@@ -358,7 +359,7 @@ PATHS = (
     *("/query", "/forget", "/lose", "/pid", "/metrics"),
     *("/health/live", "/health/ready", "/health/database"),
 )
-HEADERS = ({}, {"Accept": "text/html"})
+HEADERS: tuple[dict[str, str], ...] = ({}, {"Accept": "text/html"})
 
 
 @pytest.mark.parametrize("debug", [False, True], ids=["token", "debug"])
@@ -403,12 +404,12 @@ def test_gunicorn(server: MarkedPostgres, chance: str, tmp_path: Path, said: lis
             start_new_session=True,
         )
     try:
-        found = wait_for(lambda: re.search(r"Listening at: http://\S+:(\d+)", log.read_text()))
+        found = wait_until(lambda: re.search(r"Listening at: http://\S+:(\d+)", log.read_text()))
         for path in PATHS:
             for headers in HEADERS:
                 said.append(get(int(found[1]), path, {**headers, "X-Health-Token": TOKEN}))
         os.kill(int(get(int(found[1]), "/pid", {}).rpartition("\n")[2]), signal.SIGABRT)
-        wait_for(lambda: "is aborted" in log.read_text())
+        wait_until(lambda: "is aborted" in log.read_text())
         process.terminate()
         process.wait(20)
     finally:
@@ -425,12 +426,3 @@ def get(port: int, path: str, headers: dict[str, str]) -> str:
         client.request("GET", path, headers=headers)
         answer = client.getresponse()
         return f"{path} {answer.status} {answer.headers}\n{answer.read().decode()}"
-
-
-def wait_for(condition: Callable[[], Any]) -> Any:
-    """Return what *condition* returns as soon as that is true."""
-    deadline = time.monotonic() + 20
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "the condition did not become true within 20 s"
-        time.sleep(0.02)
-    return result

@@ -17,6 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from fix_server import ServerProcess
+from marked import in_text
 
 from sa_railway.testing import ChaosProxy, TemporaryPostgres
 
@@ -69,7 +71,7 @@ if HAS_EVENTLET_WORKER:
     SERVERS["gunicorn eventlet"] = ("psycopg2", [*OURS, "--worker-class", "eventlet", WSGI])
 
 
-class Served:
+class Served(ServerProcess):
     """A server in a process group of its own."""
 
     def __init__(self, folder: Path, arguments: list[str], url: str, **environ: str) -> None:
@@ -117,14 +119,9 @@ class Served:
                 with contextlib.suppress(OSError):
                     socket.create_connection(("127.0.0.1", self.port)).close()
                     return
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
+            assert self.process.poll() is None, self.text()
+            assert time.monotonic() < deadline, self.text()
             time.sleep(0.05)
-
-    def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 @contextlib.contextmanager
@@ -150,7 +147,7 @@ def test_no_request_fails_with_the_connections_that_it_would_have_used(
 ):
     driver, arguments = SERVERS[name]
     with ChaosProxy(moody_postgres.url_for(driver)) as proxy:
-        url = proxy.url.render_as_string(hide_password=False)
+        url = in_text(proxy.url)
         with serving(tmp_path, arguments, url) as server:
             before = {server.get() for _ in range(6)}
 
@@ -177,7 +174,7 @@ def test_greenlets_run_while_one_waits_for_a_server_that_is_away(
     postgres: TemporaryPostgres, tmp_path: Path, preload: list[str]
 ):
     with ChaosProxy(postgres.url) as proxy:
-        url = proxy.url.render_as_string(hide_password=False)
+        url = in_text(proxy.url)
         arguments = [*GEVENT, "--workers", "1", *preload, WSGI]
         with serving(tmp_path, arguments, url) as server:
             server.get()

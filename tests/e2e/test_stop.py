@@ -11,12 +11,11 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fix_waiting import wait_until
 
 PATIENCE = 300.0  # seconds; no test waits for as long
 DEADLINE = 60.0
@@ -158,14 +157,6 @@ def test_a_script_ends(name: str, environment: dict[str, str]) -> None:
     assert process.returncode == 0, error
 
 
-def wait_for(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + DEADLINE
-    while not (result := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return result
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -189,7 +180,7 @@ def test_a_worker_of_gunicorn_ends(
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
     try:
         listening = re.compile(r"Listening at: http://127\.0\.0\.1:(\d+)")
-        port = wait_for(lambda: log.exists() and listening.search(log.read_text()))[1]
+        port = wait_until(lambda: log.exists() and listening.search(log.read_text()), DEADLINE)[1]
         statuses: list[int] = []
 
         def request() -> None:
@@ -199,7 +190,7 @@ def test_a_worker_of_gunicorn_ends(
 
         thread = threading.Thread(target=request, daemon=True)
         thread.start()
-        wait_for((tmp_path / "waiting").exists)
+        wait_until((tmp_path / "waiting").exists, DEADLINE)
         process.send_signal(signal.SIGTERM)
         process.wait(DEADLINE)
         thread.join(DEADLINE)

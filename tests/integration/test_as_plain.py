@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import functools
 import gc
 import inspect
 import threading
+from typing import Any
 from unittest import mock
 
 import asyncpg
@@ -16,6 +18,7 @@ import psycopg2.extensions
 import pytest
 import sqlalchemy
 import sqlalchemy.ext.asyncio
+from fix_engines import DRIVERS, SYNC
 from psycopg2.extras import RealDictCursor
 from sqlalchemy import event, text
 from sqlalchemy.dialects.postgresql.asyncpg import (
@@ -23,12 +26,12 @@ from sqlalchemy.dialects.postgresql.asyncpg import (
     AsyncAdapt_asyncpg_cursor,
 )
 from sqlalchemy.pool import StaticPool
-from within import DRIVERS, done, driver_of, using
+from within import done, driver_of, using
 
 import sa_railway
 from sa_railway.commit.marker_schema import create_sql, drop_sql
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "resolve_commit": {"resolve_commit": True},
     "commit_marker": {"resolve_commit": True, "commit_marker": True},
@@ -93,7 +96,7 @@ def test_a_detached_connection_commits(postgres, driver, option):
     gc.collect()
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_a_connection_that_several_share_keeps_its_transaction(postgres, driver, same):
     def run(create_engine):
         engine = create_engine(postgres.url_for(driver), poolclass=StaticPool)
@@ -107,7 +110,7 @@ def test_a_connection_that_several_share_keeps_its_transaction(postgres, driver,
     same(run, expected=0)
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_a_creator_may_hand_out_one_connection_to_all(postgres, driver, same):
     def run(create_engine):
         url = postgres.url_for(driver)
@@ -129,7 +132,7 @@ def test_a_creator_may_hand_out_one_connection_to_all(postgres, driver, same):
     same(run, expected=[0, 0])
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_a_transaction_that_a_pool_keeps_open_goes_on(postgres, driver, same):
     def run(create_engine):
         ours = {} if create_engine is sqlalchemy.create_engine else {"trust_idle": 0.0}
@@ -151,7 +154,7 @@ def test_a_transaction_that_a_pool_keeps_open_goes_on(postgres, driver, same):
     same(run, expected=(0,))
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_a_connect_that_is_replaced_may_return_what_it_has_at_hand(postgres, driver, same):
     module = {"psycopg2": psycopg2, "psycopg": psycopg}[driver]
 
@@ -236,7 +239,7 @@ class Unhashable(psycopg2.extensions.connection):
     def __eq__(self, other):
         return True
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Wrapping:
@@ -280,10 +283,8 @@ def test_the_arguments_of_an_application_work(postgres, driver, connect_args, sa
         return found
 
     if isinstance(connect_args, list):
-        plugin = {"plugins": ["railway"]}
-        assert run(sqlalchemy.create_engine) == run(
-            lambda *args, **kwargs: sqlalchemy.create_engine(*args, **kwargs, **plugin)
-        )
+        with_plugin = functools.partial(sqlalchemy.create_engine, plugins=["railway"])
+        assert run(sqlalchemy.create_engine) == run(with_plugin)
         return
     same(run, expected=[1, 1, 2, 2])
 

@@ -1,13 +1,15 @@
 """The table of commit markers: made by the command line, by Alembic, and by its own SQL."""
 
 import json
+from typing import Any
 
 import pytest
 import sqlalchemy
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
+from fix_engines import plain_engine
+from marked import in_text
 from sqlalchemy import text
-from sqlalchemy.pool import NullPool
 
 from sa_railway.alembic import include_name
 from sa_railway.cli import main
@@ -19,7 +21,7 @@ TABLE = "public.sa_railway_commit_marker"
 
 @pytest.fixture
 def command(database_url, monkeypatch, capsys):
-    monkeypatch.setenv("DATABASE_URL", database_url.render_as_string(hide_password=False))
+    monkeypatch.setenv("DATABASE_URL", in_text(database_url))
 
     def run(*arguments):
         status = main(["commit-marker", *arguments])
@@ -31,7 +33,7 @@ def command(database_url, monkeypatch, capsys):
 
 @pytest.fixture
 def engine(database_url):
-    return sqlalchemy.create_engine(database_url, poolclass=NullPool)
+    return plain_engine(database_url)
 
 
 def has_table(engine):
@@ -142,7 +144,7 @@ def test_what_cannot_be_done_is_said(command, arguments, status, printed):
 
 def test_a_migration_creates_and_drops_it(engine):
     with engine.begin() as connection:
-        operations = Operations(MigrationContext.configure(connection))
+        operations: Any = Operations(MigrationContext.configure(connection))
         operations.create_commit_marker()
         assert sqlalchemy.inspect(connection).has_table(marker.TABLE)
         operations.drop_commit_marker()
@@ -204,7 +206,7 @@ def test_a_role_that_may_create_nothing_finds_what_is_there(
         )
     url = database_url.set(username="marker_user", drivername="postgresql+asyncpg")
     try:
-        assert command(url.render_as_string(hide_password=False), "--create")[0] == 0
+        assert command(in_text(url), "--create")[0] == 0
     finally:
         with engine.begin() as connection:
             connection.exec_driver_sql("DROP OWNED BY marker_user")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from fix_engines import SYNC, terminate
 from sqlalchemy import URL, Engine, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
@@ -20,9 +22,9 @@ Make = Callable[..., Engine]
 @pytest.fixture
 def make(database_url: URL) -> Iterator[Make]:
     """Make engines for a database of their own, whose numbers begin at zero."""
-    engines = []
+    engines: list[Engine] = []
 
-    def make(driver: str = "psycopg2", **options: object) -> Engine:
+    def make(driver: str = "psycopg2", **options: Any) -> Engine:
         url = database_url.set(drivername=f"postgresql+{driver}")
         # named, because the database of the next test has the same URL
         options = {"metrics": True, "logging_name": f"counted-{id(engines)}", **options}
@@ -46,13 +48,7 @@ def open_connections(engine: Engine, number: int) -> list[int]:
         return [c.scalar(text("SELECT pg_backend_pid()")) for c in connections]
 
 
-def terminate(engine: Engine, pids: list[int]) -> None:
-    with sa_railway.create_engine(engine.url).connect() as admin:
-        for pid in pids:
-            admin.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
-
-
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_the_statements_by_which_a_driver_gets_ready_are_not_counted(make: Make, driver: str):
     engine = make(driver)
     engine.connect().close()
@@ -65,7 +61,7 @@ def test_the_statements_by_which_a_driver_gets_ready_are_not_counted(make: Make,
 
 def test_a_pool_that_the_server_has_killed_is_one_reset_and_as_many_reconnections(make: Make):
     engine = make(pool_size=3)
-    terminate(engine, open_connections(engine, 3))
+    terminate(engine.url, *open_connections(engine, 3))
     before = counted(engine)
 
     open_connections(engine, 3)
@@ -80,7 +76,7 @@ def test_a_pool_that_the_server_has_killed_is_one_reset_and_as_many_reconnection
 def test_a_connection_that_is_lost_in_use(make: Make):
     engine = make()
     with engine.connect() as connection:
-        terminate(engine, [connection.scalar(text("SELECT pg_backend_pid()"))])
+        terminate(engine.url, connection.scalar(text("SELECT pg_backend_pid()")))
         with pytest.raises(DBAPIError):
             connection.execute(text("SELECT 1"))
     assert snapshot(engine).gauges["open"] == 0
@@ -102,7 +98,7 @@ def test_a_connection_that_is_lost_in_use(make: Make):
 def test_two_connections_that_are_lost_together_are_one_reset(make: Make):
     engine = make()
     with engine.connect() as one, engine.connect() as other:
-        terminate(engine, [c.scalar(text("SELECT pg_backend_pid()")) for c in (one, other)])
+        terminate(engine.url, *(c.scalar(text("SELECT pg_backend_pid()")) for c in (one, other)))
         for connection in (one, other):
             with pytest.raises(DBAPIError):
                 connection.execute(text("SELECT 1"))
@@ -114,7 +110,7 @@ def test_two_connections_that_are_lost_together_are_one_reset(make: Make):
 def test_a_lost_commit_is_a_rollback(make: Make):
     engine = make()
     with pytest.raises(DBAPIError), engine.begin() as connection:
-        terminate(engine, [connection.scalar(text("SELECT pg_backend_pid()"))])
+        terminate(engine.url, connection.scalar(text("SELECT pg_backend_pid()")))
 
     assert counted(engine) == {"queries": 1, "checkouts": 1, "rollbacks": 1, "pool_resets": 1}
 

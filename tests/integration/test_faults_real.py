@@ -7,14 +7,14 @@ import signal
 import socket
 import struct
 import threading
-import time
 
 import asyncpg
 import psycopg
 import psycopg2
 import pytest
 import sqlalchemy
-from marked import MARK, MarkedPostgres
+from fix_waiting import wait_until
+from marked import MARK, MarkedPostgres, conninfo
 from packaging.version import Version
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -33,7 +33,7 @@ class Raw:
 
     def __init__(self, url, **connect_args):
         driver = SYNC[url.get_driver_name()]
-        plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        plain = conninfo(url)
         self.connection = driver.connect(plain, **connect_args)
         self.connection.autocommit = True
 
@@ -50,7 +50,7 @@ class RawAsync:
     """A connection of asyncpg."""
 
     def __init__(self, url, **connect_args):
-        plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        plain = conninfo(url)
         self.runner = asyncio.Runner()
         try:
             self.connection = self.await_(asyncpg.connect(plain, **connect_args))
@@ -182,15 +182,9 @@ def client(connect, postgres, admin):
     return connect(postgres)
 
 
-def wait_until(admin, condition):
-    deadline = time.monotonic() + DEADLINE
-    while not admin.run(f"SELECT {condition}"):
-        assert time.monotonic() < deadline, f"never true: {condition}"
-        time.sleep(0.005)
-
-
 def wait_until_gone(admin, pid):
-    wait_until(admin, f"NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {pid})")
+    gone = f"SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {pid})"
+    wait_until(lambda: admin.run(gone))
 
 
 def fault_of(function, *arguments, **keywords):
@@ -314,7 +308,7 @@ def test_deadlock(client, other, admin):
     )
     waiting.start()
     pid = other.connection.info.backend_pid
-    wait_until(admin, f"cardinality(pg_blocking_pids({pid})) > 0")
+    wait_until(lambda: admin.run(f"SELECT cardinality(pg_blocking_pids({pid})) > 0"))
 
     fault = fault_of(client.run, "UPDATE faults_real SET n = 1 WHERE id = 1")
     waiting.join(DEADLINE)
@@ -408,10 +402,7 @@ def leaving():
     """A server that is shutting down, but waits for one client to leave."""
     with MarkedPostgres() as server, contextlib.closing(Raw(server.url)):
         os.kill(server.pid, signal.SIGTERM)
-        deadline = time.monotonic() + DEADLINE
-        while is_open(server):
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(lambda: not is_open(server))
         yield server
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
-import time
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any, Literal
 from unittest import mock
 
 import click
@@ -13,8 +13,10 @@ import psycopg
 import psycopg.sql
 import psycopg2
 import pytest
+from fix_engines import pool_of, terminate
 from flask import Flask, Response, abort, g
 from flask_sqlalchemy import SQLAlchemy
+from marked import in_text
 from sqlalchemy import URL, Connection, Engine, event, func, insert, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.orm import scoped_session
@@ -22,15 +24,16 @@ from sqlalchemy.orm import scoped_session
 from sa_railway import engine_options
 from sa_railway.flask import Railway
 
-MODES = {"plain": {}, "plugin": {"plugins": ["railway"]}}
+MODES: dict[str, dict[str, Any]] = {"plain": {}, "plugin": {"plugins": ["railway"]}}
 
 
 class Shop:
     """An application with orders in its default bind and notes in the bind ``audit``."""
 
-    def __init__(self, url: URL, **config: object) -> None:
+    def __init__(self, url: URL, **config: Any) -> None:
         self.url = url
-        self.db = db = SQLAlchemy()
+        self.db = SQLAlchemy()
+        db: Any = self.db
 
         class Order(db.Model):
             id = db.Column(db.Integer, primary_key=True)
@@ -49,7 +52,7 @@ class Shop:
             db.session.add(Order(name="old"))
             db.session.commit()
 
-    def make_app(self, **config: object) -> Flask:
+    def make_app(self, **config: Any) -> Flask:
         options = config.pop("options", {})
         app = Flask("shop")
         app.config.update(
@@ -70,7 +73,7 @@ class Shop:
         with self.app.app_context():
             return list(self.db.session.scalars(select(self.Order.name).order_by("id")))
 
-    def first(self) -> object:
+    def first(self) -> Any:
         return self.db.session.scalars(select(self.Order)).first()
 
     def backend(self, bind: str | None) -> int:
@@ -81,7 +84,8 @@ class Shop:
     def assert_nothing_is_held(self) -> None:
         assert self.db.session.registry.registry == {}
         for app in self.apps:
-            held = {bind: engine.pool.checkedout() for bind, engine in self.engines(app).items()}
+            engines = self.engines(app).items()
+            held = {bind: pool_of(engine).checkedout() for bind, engine in engines}
             assert held == {None: 0, "audit": 0}
 
     def close(self) -> None:
@@ -94,7 +98,7 @@ class Shop:
 def make_shop(database_url: URL) -> Iterator[Callable[..., Shop]]:
     shops = []
 
-    def make(**config: object) -> Shop:
+    def make(**config: Any) -> Shop:
         shops.append(Shop(database_url, **config))
         return shops[-1]
 
@@ -123,19 +127,6 @@ def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[tuple[str, str
         return [line for line in lines if not line[1].startswith("Flask app ")]
 
     return records
-
-
-def terminate(url: URL, *backends: int) -> None:
-    """End the backends and wait until they are gone."""
-    conninfo = url.set(drivername="postgresql").render_as_string(hide_password=False)
-    deadline = time.monotonic() + 10
-    with psycopg.connect(conninfo, autocommit=True) as admin:
-        for pid in backends:
-            admin.execute("SELECT pg_terminate_backend(%s)", [pid])
-        while admin.execute(
-            "SELECT 1 FROM pg_stat_activity WHERE pid = ANY(%s)", [list(backends)]
-        ).fetchone():
-            assert time.monotonic() < deadline, "a backend outlived pg_terminate_backend()"
 
 
 # --- a connection that died within the request ---
@@ -177,7 +168,7 @@ def test_without_the_extension_connections_to_two_lost_backends_stay_checked_out
     with pytest.raises(OperationalError) as _held:  # its traceback keeps the connections alive
         shop.app.test_client().get("/kill")
 
-    assert sum(engine.pool.checkedout() for engine in shop.engines().values()) > 0
+    assert sum(pool_of(engine).checkedout() for engine in shop.engines().values()) > 0
 
 
 @pytest.mark.parametrize("options", MODES.values(), ids=MODES)
@@ -194,10 +185,11 @@ def test_a_lost_connection_costs_neither_the_answer_nor_the_other_connections(
 
     shop.assert_nothing_is_held()
     assert answer.status_code == 200
-    renewed = client.get("/backends").json
+    renewed = client.get("/backends").get_json()
+    backends = answer.get_json()
     survivors = {None, "audit"} - set(victims)
-    assert all(renewed[str(bind)] == answer.json[str(bind)] for bind in survivors)
-    assert all(renewed[str(bind)] != answer.json[str(bind)] for bind in victims)
+    assert all(renewed[str(bind)] == backends[str(bind)] for bind in survivors)
+    assert all(renewed[str(bind)] != backends[str(bind)] for bind in victims)
     shop.assert_nothing_is_held()
 
 
@@ -228,10 +220,10 @@ def test_connections_that_cannot_be_rolled_back_for_another_reason_are_not_used_
     with monkeypatch.context() as patch:
         for bind in refusing:
             patch.setattr(shop.engines()[bind].dialect, "do_rollback", refuse)
-        before = client.get("/backends").json
+        before = client.get("/backends").get_json()
         shop.assert_nothing_is_held()
 
-    after = client.get("/backends").json
+    after = client.get("/backends").get_json()
     renewed = [bind for bind in (None, "audit") if after[str(bind)] != before[str(bind)]]
     assert renewed == refusing
 
@@ -361,7 +353,7 @@ def leave_with_a_swallowed_error(shop: Shop) -> None:
         shop.db.session.flush()
 
 
-LEFT = {
+LEFT: dict[Callable[[Shop], None], str] = {
     leave_new: "objects: 2 new, 0 changed, 0 deleted; statements executed: 0",
     leave_changed: "objects: 0 new, 1 changed, 0 deleted; statements executed: 0",
     leave_deleted: "objects: 0 new, 0 changed, 1 deleted; statements executed: 0",
@@ -491,7 +483,7 @@ def test_a_request_that_never_uses_the_session_connects_to_nothing(shop: Shop):
 
     assert shop.app.test_client().get("/").text == "done"
 
-    assert [engine.pool.checkedin() for engine in shop.engines().values()] == [0, 0]
+    assert [pool_of(engine).checkedin() for engine in shop.engines().values()] == [0, 0]
     shop.assert_nothing_is_held()
 
 
@@ -532,7 +524,7 @@ def test_a_failed_request_is_rolled_back_without_a_warning(
     make_shop: Callable[..., Shop],
     caplog: pytest.LogCaptureFixture,
     logged: Callable[[], list[tuple[str, str]]],
-    leftovers: str,
+    leftovers: Literal["rollback", "commit"],
     fail: Callable[[Shop], None],
 ):
     caplog.set_level("DEBUG", logger="sa_railway.flask")
@@ -574,19 +566,19 @@ def test_what_was_committed_on_a_connection_of_the_caller_is_not_left(
 class Incomparable:
     """As a DataFrame of pandas: it does not say whether it is equal."""
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:
         raise ValueError("cannot compare")
 
-    def __reduce__(self) -> object:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (Incomparable, ())
 
 
 def test_a_value_that_cannot_be_compared_counts_as_changed(
     database_url: URL, caplog: pytest.LogCaptureFixture
 ):
-    db = SQLAlchemy()
+    db: Any = SQLAlchemy()
     app = Flask("shop")
     app.config.update(SQLALCHEMY_DATABASE_URI=database_url)
 
@@ -624,8 +616,12 @@ class Stub:
 @pytest.mark.parametrize(
     "make", [Stub, mock.Mock, mock.MagicMock, lambda: mock.MagicMock(spec=scoped_session)]
 )
-def test_a_session_that_a_test_has_replaced_is_left_alone(shop: Shop, make: Callable[[], object]):
-    shop.app.get("/")(lambda: str(shop.db.session.remove()) and "done")
+def test_a_session_that_a_test_has_replaced_is_left_alone(shop: Shop, make: Callable[[], Any]):
+    @shop.app.get("/")
+    def view() -> str:
+        shop.db.session.remove()
+        return "done"
+
     original, shop.db.session = shop.db.session, make()
     try:
         assert shop.app.test_client().get("/").text == "done"
@@ -677,7 +673,7 @@ class Slots:
 
 
 def test_a_g_without_a_place_for_anything_is_left_alone(shop: Shop):
-    shop.app.app_ctx_globals_class = Slots
+    shop.app.app_ctx_globals_class = Slots  # type: ignore[assignment]
     shop.app.get("/")(lambda: str(shop.db.session.scalar(text("SELECT 1"))))
 
     assert shop.app.test_client().get("/").text == "1"
@@ -868,7 +864,7 @@ PSYCOPG_SQL = psycopg.sql.SQL("INSERT INTO note (text) VALUES ({})").format("com
 
 
 @pytest.mark.parametrize("statement", [PSYCOPG_SQL, b"INSERT INTO note (text) VALUES ('b')"])
-def test_a_statement_that_is_no_text_is_executed(database_url: URL, statement: object):
+def test_a_statement_that_is_no_text_is_executed(database_url: URL, statement: Any):
     shop = Shop(database_url.set(drivername="postgresql+psycopg"))
     Railway(shop.app, shop.db, leftovers="commit")
 
@@ -887,7 +883,7 @@ def test_a_statement_that_is_no_text_is_executed(database_url: URL, statement: o
 def test_a_connection_in_the_place_of_an_engine_as_tests_put_it_is_ready(shop: Shop):
     """https://flask-sqlalchemy.readthedocs.io: isolating tests in a transaction."""
     with shop.app.app_context():
-        engines = shop.db.engines
+        engines: Any = shop.db.engines
         engine = engines[None]
         with engine.connect() as connection, connection.begin() as transaction:
             engines[None] = connection
@@ -901,7 +897,7 @@ def test_a_connection_in_the_place_of_an_engine_as_tests_put_it_is_ready(shop: S
 
     assert [answer.status_code for answer in answers] == [200, 200, 200]
     assert answers[0].json == {"status": "ready", "reason": None}
-    assert list(answers[2].json["databases"]) == ["default", "audit"]
+    assert list(answers[2].get_json()["databases"]) == ["default", "audit"]
 
 
 def unprotected(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -949,7 +945,7 @@ def test_a_bind_that_is_a_text_has_no_options_and_is_named(
         SQLALCHEMY_DATABASE_URI=database_url,
         SQLALCHEMY_ENGINE_OPTIONS=engine_options(database_url),
         SQLALCHEMY_BINDS={
-            "audit": database_url.render_as_string(hide_password=False),
+            "audit": in_text(database_url),
             "kept": {"url": database_url, **engine_options(database_url)},
             "file": "sqlite://",
         },

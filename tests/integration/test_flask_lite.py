@@ -7,11 +7,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
-import psycopg
 import pytest
+from fix_engines import plain_engine, pool_of, terminate
 from flask import Flask, g
 from flask_sqlalchemy_lite import SQLAlchemy
-from sqlalchemy import URL, Engine, NullPool, create_engine, select, text
+from sqlalchemy import URL, Engine, NullPool, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -60,7 +60,7 @@ def make_app(url: URL, **config: object) -> tuple[Flask, SQLAlchemy]:
 
 @pytest.fixture
 def plain(database_url: URL) -> Iterator[Engine]:
-    engine = create_engine(database_url, poolclass=NullPool)
+    engine = plain_engine(database_url)
     Base.metadata.create_all(engine)
     yield engine
     engine.dispose()
@@ -94,13 +94,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
 
 def assert_nothing_is_held(app: Flask, db: SQLAlchemy) -> None:
     with app.app_context():
-        assert [engine.pool.checkedout() for engine in db.engines.values()] == [0, 0]
-
-
-def terminate(url: URL, pid: int) -> None:
-    conninfo = url.set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(conninfo, autocommit=True) as admin:
-        assert admin.execute("SELECT pg_terminate_backend(%s, 10000)", [pid]).fetchone() == (True,)
+        assert [pool_of(engine).checkedout() for engine in db.engines.values()] == [0, 0]
 
 
 def test_requests_are_answered_and_their_work_is_kept(
@@ -150,7 +144,7 @@ async def leave_in_the_view(db: SQLAlchemy) -> None:
     await db.get_async_session("other").execute(text("INSERT INTO note (text) VALUES ('left')"))
 
 
-LEFT = {
+LEFT: dict[Callable[[SQLAlchemy], object], str] = {
     leave: ONE_NEW,
     leave_by_name: ONE_EXECUTED,
     leave_async: ONE_NEW,
@@ -291,7 +285,7 @@ def test_health_and_commands_know_the_engines_by_their_names(
     app, _ = shop(DEBUG=True)
 
     assert app.test_client().get("/health/ready").json == {"status": "ready", "reason": None}
-    report = app.test_client().get("/health/database").json
+    report = app.test_client().get("/health/database").get_json()
     assert list(report["databases"]) == ["default", "audit", "default (async)"]
     for name in report["databases"]:
         waited, examined = (

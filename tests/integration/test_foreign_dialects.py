@@ -1,5 +1,6 @@
 """What the plugin knows nothing of is left to SQLAlchemy and to the dialect, whole."""
 
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -87,8 +88,9 @@ def test_a_dialect_of_the_application_says_what_is_a_disconnect(postgres):
 
 def test_the_pools_way_to_connect_may_be_called_as_that_of_sqlalchemy(postgres):
     for engine in (sqlalchemy.create_engine(postgres.url), sa_railway.create_engine(postgres.url)):
-        engine.pool._creator().close()
-        engine.pool._creator(None).close()
+        create: Any = engine.pool._creator
+        create().close()
+        create(None).close()
         engine.dispose()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from typing import Any
 
 import asyncpg
 
@@ -19,7 +20,7 @@ def options_of(url, **arguments):
     async def main():
         engine = sa_railway.create_async_engine(url, **arguments)
         async with engine.connect() as connection:
-            driver = (await connection.get_raw_connection()).driver_connection
+            driver: Any = (await connection.get_raw_connection()).driver_connection
             peer = driver._transport.get_extra_info("socket")
             is_alive = bool(peer.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
             found = {name: peer.getsockopt(*option) for name, option in OPTIONS.items()}

@@ -9,12 +9,15 @@ import re
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
+from fix_events import hearing
+from fix_waiting import wait_until
+from marked import in_text
 from sqlalchemy import URL, Engine, text
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
 
 import sa_railway
@@ -37,23 +40,14 @@ def engine(database_url: URL) -> Iterator[Engine]:
     engine.dispose()
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it has not happened within 20 s"
-        threading.Event().wait(0.01)
-
-
 def test_who_holds_a_connection_is_logged_once_and_again_when_it_comes_back(
     engine: Engine, logged: Callable[[], list[str]]
 ):
-    heard: list[events.Event] = []
-    unsubscribe = events.subscribe(heard.append, events.Leaked, events.LeakReturned)
-    with engine.connect():
-        wait_for(lambda: heard)
-        engine.connect().close()
-        threading.Event().wait(0.2)  # for a second line, which must not come
-    unsubscribe()
+    with hearing(events.Leaked, events.LeakReturned) as heard:  # noqa: SIM117 - the line is shown
+        with engine.connect():
+            wait_until(lambda: heard)
+            engine.connect().close()
+            threading.Event().wait(0.2)  # for a second line, which must not come
 
     this = r"test_who_holds_a_connection_is_logged_once_and_again_when_it_comes_back"
     held, back = logged()
@@ -90,7 +84,7 @@ def test_a_connection_that_leaves_the_pool_is_held_no_longer(
     engine: Engine, logged: Callable[[], list[str]], leave: str
 ):
     connection = engine.raw_connection()
-    wait_for(logged)
+    wait_until(logged)
     getattr(connection, leave)()
 
     assert len(logged()) == 2
@@ -104,7 +98,7 @@ def test_the_stack_of_a_session_ends_in_the_code_of_the_application(
     def view() -> None:
         with Session(engine) as session:
             session.scalar(text("SELECT 1"))
-            wait_for(logged)
+            wait_until(logged)
 
     view()
 
@@ -117,7 +111,7 @@ def test_the_stack_of_a_session_ends_in_the_code_of_the_application(
 def test_the_stack_of_a_coroutine_shows_who_awaits(
     database_url: URL, logged: Callable[[], list[str]], driver: str
 ):
-    async def view(engine: sa_railway.create_async_engine) -> None:
+    async def view(engine: AsyncEngine) -> None:
         async with engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
             while not logged():
@@ -146,18 +140,15 @@ def test_an_engine_that_is_gone_is_watched_no_longer(database_url: URL):
     gc.collect()
 
     assert gone() is None
-    wait_for(lambda: rounds.is_asleep)
+    wait_until(lambda: rounds.is_asleep)
 
 
 def test_a_patient_engine_does_not_hold_up_an_impatient_one(database_url: URL):
     patient = sa_railway.create_engine(database_url, leak_after=3600)
     patient.connect().close()
-    heard: list[events.Event] = []
-    unsubscribe = events.subscribe(heard.append, events.Leaked)
     impatient = sa_railway.create_engine(database_url, leak_after=0.05)
-    with impatient.connect():
-        wait_for(lambda: heard)
-    unsubscribe()
+    with hearing(events.Leaked) as heard, impatient.connect():
+        wait_until(lambda: heard)
     impatient.dispose()
     patient.dispose()
 
@@ -184,7 +175,7 @@ leaked.wait(20)
 
 
 def test_a_forked_child_watches_its_own_connections(database_url: URL):
-    url = database_url.render_as_string(hide_password=False)
+    url = in_text(database_url)
     run = subprocess.run(
         [sys.executable, "-c", FORK, url], capture_output=True, text=True, check=True
     )

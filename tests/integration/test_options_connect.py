@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
+from fix_engines import SYNC
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
@@ -20,7 +21,6 @@ from sa_railway.config.profile import PROFILES
 from sa_railway.config.url import database_url, normalize_url
 from sa_railway.testing import TemporaryPostgres
 
-SYNC = ["psycopg2", "psycopg"]
 ASYNC = ["psycopg", "asyncpg"]
 NAME = {"application_name": "shop"}
 

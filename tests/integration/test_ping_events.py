@@ -4,14 +4,12 @@ import select
 
 import pytest
 import sqlalchemy
+from fix_engines import SYNC
 from sqlalchemy import event, text
 
 import sa_railway
 from sa_railway.engine.liveness import Look, look
 from sa_railway.testing import ChaosProxy
-
-SYNC = ["psycopg2", "psycopg"]
-
 
 KINDS = ["pool_pre_ping", "sa_railway"]
 

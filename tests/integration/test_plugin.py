@@ -5,6 +5,7 @@ import gc
 import logging
 import sqlite3
 import weakref
+from typing import Any
 
 import flask
 import flask_sqlalchemy
@@ -12,7 +13,9 @@ import pytest
 import sqlalchemy
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
-from marked import MARK
+from fix_engines import SYNC, pool_of
+from fix_events import hearing
+from marked import MARK, conninfo, in_text
 from sqlalchemy import engine_from_config, event, text
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import async_engine_from_config
@@ -45,7 +48,12 @@ def carries_behaviours(engine):
 @pytest.fixture
 def dispose():
     made = []
-    yield lambda engine: made.append(engine) or engine
+
+    def dispose(engine):
+        made.append(engine)
+        return engine
+
+    yield dispose
     for engine in made:
         engine.dispose()
 
@@ -70,19 +78,17 @@ def test_named_in_the_url_and_removed_from_it(postgres, dispose):
 
 
 def test_named_twice_it_attaches_once(postgres, dispose):
-    events = []
-    unsubscribe = sa_railway.events.subscribe(events.append)
     url = with_query(postgres.url, plugin="railway")
-    engine = dispose(sqlalchemy.create_engine(url, plugins=["railway"], pool_size=3))
+    with hearing() as heard:
+        engine = dispose(sqlalchemy.create_engine(url, plugins=["railway"], pool_size=3))
 
-    assert carries_behaviours(engine)
+        assert carries_behaviours(engine)
     assert engine.pool.size() == 3
-    assert [type(e).__name__ for e in events] == ["Connected"]
-    unsubscribe()
+    assert [type(event).__name__ for event in heard] == ["Connected"]
 
 
 def test_a_postgres_scheme_gets_a_driver(postgres, dispose):
-    url = postgres.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    url = conninfo(postgres.url)
     engine = dispose(
         sqlalchemy.create_engine(url.replace("postgresql://", "postgres://"), plugins=["railway"])
     )
@@ -122,7 +128,7 @@ def test_null_pool(postgres, dispose):
 def test_a_pool_of_the_callers_own(postgres, dispose):
     import psycopg2
 
-    dsn = postgres.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    dsn = conninfo(postgres.url)
     pool = QueuePool(lambda: psycopg2.connect(dsn), pool_size=2)
     engine = dispose(sqlalchemy.create_engine(postgres.url, plugins=["railway"], pool=pool))
 
@@ -134,7 +140,7 @@ def test_a_pool_of_the_callers_own(postgres, dispose):
 def test_a_creator_of_the_callers_own(postgres, dispose, takes_record):
     import psycopg2
 
-    dsn = postgres.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    dsn = conninfo(postgres.url)
     outcomes = iter([psycopg2.OperationalError("connection refused: Connection refused"), None])
 
     def create():
@@ -158,7 +164,7 @@ def test_the_callers_connect_args_are_not_touched(postgres, dispose):
 
 
 def test_an_engine_from_an_ini_file(postgres, dispose):
-    url = with_query(postgres.url, plugin="railway").render_as_string(hide_password=False)
+    url = in_text(with_query(postgres.url, plugin="railway"))
     engine = dispose(
         engine_from_config(
             {
@@ -171,7 +177,7 @@ def test_an_engine_from_an_ini_file(postgres, dispose):
     )
 
     assert carries_behaviours(engine)
-    assert (engine.pool.size(), engine.pool._recycle) == (2, 60)
+    assert (pool_of(engine).size(), engine.pool._recycle) == (2, 60)
 
 
 def test_pre_ping_switched_off_in_an_ini_file(postgres, dispose):
@@ -232,7 +238,7 @@ def test_named_in_the_arguments_it_keeps_the_driver_that_sqlalchemy_chooses(post
     assert engine.dialect.driver == plain.dialect.driver
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_a_driver_that_is_missing_is_replaced(postgres, monkeypatch, driver):
     monkeypatch.setattr(drivers, "find_spec", lambda name: name == driver)
     url = postgres.url.set(drivername="postgresql")
@@ -265,7 +271,7 @@ def test_binds_that_share_one_dictionary_of_options(postgres, tmp_path):
     app.config["SQLALCHEMY_BINDS"] = {
         "memory": "sqlite://",
         "file": f"sqlite:///{tmp_path / 'bind.db'}",
-        "second": postgres.url.render_as_string(hide_password=False),
+        "second": in_text(postgres.url),
     }
     db = flask_sqlalchemy.SQLAlchemy(engine_options=sa_railway.engine_options(postgres.url))
     db.init_app(app)
@@ -292,7 +298,7 @@ def test_flask_config_with_options_of_its_own(postgres, tmp_path):
 
     with app.app_context():
         assert carries_behaviours(db.engine)
-        assert db.engine.pool.size() == 2
+        assert pool_of(db.engine).size() == 2
         db.engine.dispose()
 
 
@@ -401,7 +407,7 @@ def test_an_engine_that_was_never_disposed_takes_its_connections_with_it(postgre
     for _ in range(2):  # the second checkout pings
         assert is_alive(engine)
     sa_railway.run_transaction(engine, lambda connection: connection.execute(text("SELECT 1")))
-    gone = [weakref.ref(engine), weakref.ref(engine.dialect), weakref.ref(engine.pool)]
+    gone: list[Any] = [weakref.ref(engine), weakref.ref(engine.dialect), weakref.ref(engine.pool)]
     del engine
     gc.collect()
 
@@ -571,7 +577,7 @@ def test_a_pool_class_of_the_application_gets_what_it_takes(postgres, pool_class
         postgres.terminate_backends()
     assert type(engine.pool) is pool_class
     if pool_class is Plain:
-        assert (engine.pool.size(), engine.pool._recycle) == (5, 240)
+        assert (pool_of(engine).size(), engine.pool._recycle) == (5, 240)
     engine.dispose()
 
 
@@ -582,4 +588,4 @@ def test_what_a_caller_asks_of_such_a_pool_reaches_it(postgres):
 
     engine = sa_railway.create_engine(postgres.url, poolclass=Sized, pool_size=3)
 
-    assert engine.pool.size() == 3
+    assert pool_of(engine).size() == 3

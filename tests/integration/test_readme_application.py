@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from flask import Flask
+from marked import conninfo, in_text
 from sqlalchemy import URL, create_engine, text
 
 from sa_railway import engine_options
@@ -32,7 +33,7 @@ PARTS = re.findall(r"^\| (.+?) \| (.+?) \|$", APPLICATION, re.M)[2:]
 
 
 def environment(url: URL) -> dict[str, str]:
-    text = url.render_as_string(hide_password=False)
+    text = in_text(url)
     return {"DATABASE_URL": text, "AUDIT_DATABASE_URL": text}
 
 
@@ -114,8 +115,7 @@ def test_migrations_run(database_url: URL, tmp_path: Path):
     for command in ("init", "migrate", "upgrade"):
         flask(command)
 
-    conninfo = database_url.set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(conninfo) as connection:
+    with psycopg.connect(conninfo(database_url)) as connection:
         assert connection.execute("SELECT count(*) FROM note").fetchone() == (0,)
 
 

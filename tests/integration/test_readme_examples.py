@@ -2,8 +2,10 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from marked import in_text
 from sqlalchemy import Engine
 
 ROOT = Path(__file__).parents[2]
@@ -23,9 +25,9 @@ PRINTED = {
 @pytest.mark.parametrize("block", BLOCKS, ids=[b.split("\n")[0][:40] for b in BLOCKS])
 def test_an_example_runs(block, database_url, monkeypatch, tmp_path, capsys):
     for name in ("DATABASE_URL", "AUDIT_DATABASE_URL"):
-        monkeypatch.setenv(name, database_url.render_as_string(hide_password=False))
+        monkeypatch.setenv(name, in_text(database_url))
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": "example"}
+    names: dict[str, Any] = {"__name__": "example"}
 
     exec(compile(block, "README.md", "exec"), names)
 

@@ -3,10 +3,10 @@
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
-import sqlalchemy
-from sqlalchemy import text
-from sqlalchemy.pool import NullPool
+from fix_engines import plain_engine
+from marked import in_text
 
 from sa_railway import exc, retry
 from sa_railway.recovery.retry import PRESETS
@@ -15,10 +15,9 @@ PAGE = (Path(__file__).parents[2] / "docs" / "retry.md").read_text()
 
 
 def test_the_examples_run(database_url, monkeypatch):
-    monkeypatch.setenv("DATABASE_URL", database_url.render_as_string(hide_password=False))
-    with sqlalchemy.create_engine(database_url, poolclass=NullPool).begin() as connection:
-        connection.execute(text("CREATE TABLE orders (n int)"))
-    names = {}
+    monkeypatch.setenv("DATABASE_URL", in_text(database_url))
+    plain_engine(database_url, "CREATE TABLE orders (n int)")
+    names: dict[str, Any] = {}
 
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
         exec(compile(block, "retry.md", "exec"), names)
@@ -37,7 +36,7 @@ def test_the_table_of_presets():
 
 
 def test_the_docstring_names_the_same_numbers():
-    text = " ".join(inspect.getdoc(retry).split())
+    text = " ".join((inspect.getdoc(retry) or "").split())
 
     assert "3 attempts, waits of 0.5 s doubling to 5 s, a deadline of 20 s" in text
     assert "5 attempts, 2 s doubling to 32 s, 120 s" in text

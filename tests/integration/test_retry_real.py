@@ -1,10 +1,12 @@
 """retry() with the conflicts of a real server, and with the session of a Flask application."""
 
 import threading
+from typing import Any
 
 import flask
 import pytest
 import sqlalchemy
+from fix_engines import SYNC, plain_engine
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -12,10 +14,10 @@ from sqlalchemy.orm import Session, mapped_column
 from sqlalchemy.pool import NullPool
 
 import sa_railway
-from sa_railway import engine_options, events, retry
+from sa_railway import engine_options, retry
 from sa_railway.flask import Railway
 
-QUICK = {"backoff_base": 0.001, "backoff_cap": 0.001}
+QUICK: dict[str, Any] = {"backoff_base": 0.001, "backoff_cap": 0.001}
 TERMINATE = text(
     "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
     "WHERE application_name = :name AND pid <> pg_backend_pid()"
@@ -23,22 +25,12 @@ TERMINATE = text(
 
 
 @pytest.fixture
-def retried():
-    found = []
-    unsubscribe = events.subscribe(
-        lambda event: isinstance(event, events.Retried) and found.append(event)
-    )
-    yield found
-    unsubscribe()
-
-
-@pytest.fixture
 def plain(database_url):
-    engine = sqlalchemy.create_engine(database_url, poolclass=NullPool)
-    with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE account (id int PRIMARY KEY, n int)"))
-        connection.execute(text("INSERT INTO account VALUES (1, 0), (2, 0)"))
-    return engine
+    return plain_engine(
+        database_url,
+        "CREATE TABLE account (id int PRIMARY KEY, n int)",
+        "INSERT INTO account VALUES (1, 0), (2, 0)",
+    )
 
 
 def totals(engine):
@@ -46,7 +38,7 @@ def totals(engine):
         return connection.scalars(text("SELECT n FROM account ORDER BY id")).all()
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_a_deadlock_is_run_again(database_url, plain, driver, retried):
     engine = sa_railway.create_engine(database_url.set(drivername=f"postgresql+{driver}"))
     both_locked = threading.Barrier(2)
@@ -79,7 +71,7 @@ def test_a_deadlock_is_run_again(database_url, plain, driver, retried):
     assert totals(plain) == [2, 2]
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", SYNC)
 def test_a_serialization_failure_at_commit_is_run_again(database_url, plain, driver, retried):
     """It is an answer of the server: the transaction was rolled back."""
     engine = sa_railway.create_engine(
@@ -118,13 +110,13 @@ class App:
         self.flask.config["SQLALCHEMY_DATABASE_URI"] = url
         self.flask.config["SQLALCHEMY_ENGINE_OPTIONS"] = options
         self.db = SQLAlchemy(self.flask)
-        db = self.db
+        db: Any = self.db
 
         class Account(db.Model):
             id = mapped_column(sqlalchemy.Integer, primary_key=True)
             n = mapped_column(sqlalchemy.Integer)
 
-        self.Account = Account
+        self.Account: Any = Account
 
 
 @pytest.fixture
@@ -226,7 +218,7 @@ def test_what_a_request_has_changed_before_is_not_lost_silently(app, plain, retr
 
 def test_without_the_extension_the_session_is_passed_on(database_url, plain, retried):
     app = App(database_url, connect_args={"application_name": "shop"})
-    session = app.db.session
+    session: Any = app.db.session
 
     @retry(session=session, **QUICK)
     def increment():

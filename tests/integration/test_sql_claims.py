@@ -4,6 +4,7 @@ import random
 
 import psycopg2
 import pytest
+from marked import conninfo
 
 from sa_railway.commit.harmless import HARMLESS
 from sa_railway.commit.sql import Writes, effects_of
@@ -19,7 +20,7 @@ ODD_NAMES = ["count\u00a0", "\u0663f", "ran\u212a"]
 @pytest.fixture(scope="module")
 def server(postgres):
     """A connection of psycopg2's, with a table and functions that write, each in a transaction."""
-    url = postgres.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    url = conninfo(postgres.url)
     connection = psycopg2.connect(url)
     with connection, connection.cursor() as cursor:
         cursor.execute("DROP SCHEMA IF EXISTS claims CASCADE; CREATE SCHEMA claims")

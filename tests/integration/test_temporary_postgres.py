@@ -5,12 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import psycopg
 import psycopg2
 import pytest
 import sqlalchemy as sa
+from fix_waiting import wait_until
 from marked import MARK
 
 from sa_railway.exc import ConfigurationError
@@ -31,13 +31,6 @@ def ask(connection, query):
     with connection.cursor() as cursor:
         cursor.execute(query)
         return cursor.fetchone()[0]
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-        time.sleep(0.01)
 
 
 def listens(port):
@@ -223,6 +216,7 @@ def test_the_server_does_not_outlive_a_process_that_is_killed():
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
+        assert process.stdout is not None
         server = TemporaryPostgres(port=int(process.stdout.readline()))
         with connect(server) as connection:
             folder = ask(connection, "SHOW data_directory")

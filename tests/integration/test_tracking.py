@@ -2,19 +2,22 @@
 
 import io
 from operator import methodcaller
+from typing import Any
 
 import asyncpg
 import psycopg
 import psycopg2
 import pytest
 import sqlalchemy
+from fix_engines import DRIVERS
+from marked import conninfo
 from psycopg.rows import dict_row
 from psycopg2 import extras
 from psycopg2 import sql as psycopg2_sql
 from psycopg2.extensions import AsIs
 from psycopg2.extras import RealDictCursor
 from sqlalchemy import column, event, insert, table, text
-from within import DRIVERS, done, driver_of, using
+from within import done, driver_of, using
 
 import sa_railway
 from sa_railway.commit.sql import Writes, effects_of
@@ -253,8 +256,8 @@ def test_what_outlives_the_transaction_is_session_state_and_no_write(postgres, d
 
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_connection_that_the_application_makes_is_not_seen(postgres, driver):
-    url = postgres.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    makers = {
+    url = conninfo(postgres.url)
+    makers: dict[str, dict[str, Any]] = {
         "psycopg2": {"creator": lambda: psycopg2.connect(url)},
         "psycopg": {"creator": lambda: psycopg.connect(url)},
         "psycopg_async": {"async_creator": lambda: psycopg.AsyncConnection.connect(url)},
@@ -338,10 +341,12 @@ def test_values_without_a_truth_value_are_taken_as_by_the_driver(postgres):
     connection = engine.raw_connection()
     cursor = connection.cursor()
 
-    cursor.execute("SELECT %s, %s", Sequence("a", "b"))
+    pair: Any = Sequence("a", "b")
+    cursor.execute("SELECT %s, %s", pair)
     assert cursor.fetchone() == ("a", "b")
     cursor.execute("CREATE TEMPORARY TABLE pair (a text, b text)")
-    cursor.executemany("INSERT INTO pair VALUES (%s, %s)", Sequence(Sequence("a", "b"), ["c", "d"]))
+    pairs: Any = Sequence(pair, ["c", "d"])
+    cursor.executemany("INSERT INTO pair VALUES (%s, %s)", pairs)
     cursor.execute("SELECT * FROM pair ORDER BY a")
     assert cursor.fetchall() == [("a", "b"), ("c", "d")]
     connection.close()

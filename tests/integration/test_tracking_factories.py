@@ -13,11 +13,12 @@ import psycopg
 import psycopg2
 import pytest
 import sqlalchemy
+from fix_engines import DRIVERS
 from psycopg.types import TypeInfo
 from psycopg2 import extras
 from sqlalchemy import text
 from sqlalchemy.util import await_only
-from within import DRIVERS, done, driver_of, using
+from within import done, driver_of, using
 
 import sa_railway
 from sa_railway.commit.work import work_on
@@ -155,8 +156,8 @@ def test_a_connection_class_for_asyncpg_stays_in_use(postgres, chosen, is_seen, 
             await_only(raw.fetchval("SELECT 1")),
         )
 
-    arguments = {"connect_args": {"connection_class": chosen}}
-    assert using(postgres, "asyncpg", check, **arguments) == (
+    arguments = {"connection_class": chosen}
+    assert using(postgres, "asyncpg", check, connect_args=arguments) == (
         *(chosen.__name__, True, is_seen),
         answer,
     )

@@ -4,6 +4,18 @@ import socket
 
 import pytest
 
+import sa_railway
+
+
+@pytest.fixture
+def engine(tmp_path):
+    """An engine that counts, and whose probes are answered from memory, on an empty database."""
+    engine = sa_railway.create_engine(
+        f"sqlite:///{tmp_path / 'shop.db'}", probe_cache=3600.0, metrics=True
+    )
+    yield engine
+    engine.dispose()
+
 
 @pytest.fixture
 def pair():

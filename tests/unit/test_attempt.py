@@ -2,6 +2,7 @@
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any
 
 import asyncpg
 import pytest
@@ -40,7 +41,8 @@ def connect(servers, **arguments):
 
     dbapi = SimpleNamespace(asyncpg=servers)
     dialect = SimpleNamespace(connect=dialect_connect, driver="asyncpg", loaded_dbapi=dbapi)
-    surround(SimpleNamespace(dialect=dialect))
+    engine: Any = SimpleNamespace(dialect=dialect)
+    surround(engine)
     return dialect.connect(**arguments)
 
 

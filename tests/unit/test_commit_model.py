@@ -41,6 +41,7 @@ def _without_system_now(sight: Sight) -> Verdict:
 
 def test_everything_is_decided_as_long_as_no_crash_came_and_some_statistics_were_kept():
     for kind, seen, _ in explore(Setting(), LENGTH).cases:
+        assert isinstance(seen, Sight)
         if kind in (model.NO_CRASH, model.STOP) and seen.now.resets != ("later", "later"):
             assert decide_seen(seen) is not UNKNOWN
 
@@ -72,9 +73,16 @@ def fault(decide: Callable[[Sight], Verdict]) -> Callable[[Sight], Verdict]:
     return decide
 
 
+def _is_checkpointed(sight: Sight) -> bool:
+    """Whether the last checkpoint is behind the ticket."""
+    assert sight.now.checkpoint is not None
+    assert sight.ticket.position is not None
+    return sight.now.checkpoint > sight.ticket.position
+
+
 @fault
 def a_last_checkpoint_behind_the_ticket_is_taken_for_a_proof(sight: Sight) -> Verdict:
-    has_grown = sight.now.checkpoint > sight.ticket.position
+    has_grown = _is_checkpointed(sight)
     return COMMITTED if has_grown and _is_unproved(sight) else decide_seen(sight)
 
 
@@ -110,14 +118,14 @@ def statistics_are_trusted_on_every_timeline(sight: Sight) -> Verdict:
 @fault
 def positions_are_compared_without_a_restart(sight: Sight) -> Verdict:
     is_same = sight.now.timeline == sight.ticket.server.timeline
-    has_lost = is_same and sight.now.checkpoint <= sight.ticket.position
+    has_lost = is_same and not _is_checkpointed(sight)
     return ABORTED if has_lost and _is_unproved(sight) else decide_seen(sight)
 
 
 @fault
 def positions_are_compared_across_timelines(sight: Sight) -> Verdict:
     has_restarted = sight.now.postmaster != sight.ticket.server.postmaster
-    has_lost = has_restarted and sight.now.checkpoint <= sight.ticket.position
+    has_lost = has_restarted and not _is_checkpointed(sight)
     return ABORTED if has_lost and _is_unproved(sight) else decide_seen(sight)
 
 

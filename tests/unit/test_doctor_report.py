@@ -21,6 +21,7 @@ from sqlalchemy import URL, make_url
 
 from sa_railway import database_url, exc
 from sa_railway.commit import resolver
+from sa_railway.config.url import VARIABLES
 from sa_railway.doctor import sources
 from sa_railway.doctor.case import Address, Case, NotRunError
 from sa_railway.doctor.checks import CHECKS, KINDS, configuration, names, network, server
@@ -87,12 +88,14 @@ def test_the_schema_is_one():
 
 @pytest.mark.parametrize("unpooled", [False, True])
 def test_sources_are_looked_up_in_the_order_of_database_url(unpooled):
-    hosts = {name: name.lower() for name in sources.VARIABLES}
+    hosts = {name: name.lower() for name in VARIABLES}
     environ = {name: f"postgresql://{host}/db" for name, host in hosts.items()}
     environ["PGHOST"] = hosts["PGHOST"]
     while hosts.keys() - {"DATABASE_UNPOOLED_URL"} or (unpooled and hosts):
         found = sources.look_up(environ, unpooled=unpooled)
-        assert found[-1].url.host == database_url(environ=environ, unpooled=unpooled).host
+        url = found[-1].url
+        assert url is not None
+        assert url.host == database_url(environ=environ, unpooled=unpooled).host
         assert len(found) == 1
         del environ[found[-1].name], hosts[found[-1].name]
 
@@ -417,9 +420,9 @@ def test_the_report_of_a_healthy_database():
 
 
 def test_the_report_on_a_terminal():
-    console = Console(width=60, file=io.StringIO(), color_system=None)
-    show(DIAGNOSIS, console)
-    lines = console.file.getvalue().splitlines()
+    file = io.StringIO()
+    show(DIAGNOSIS, Console(width=60, file=file, color_system=None))
+    lines = file.getvalue().splitlines()
 
     assert max(len(line) for line in lines) <= 60
     text = " ".join(" ".join(lines).split())

@@ -8,7 +8,7 @@ from sa_railway.exc import DatabaseUnavailableError
 
 
 def test_a_subscriber_hears_until_it_unsubscribes():
-    heard = []
+    heard: list[events.Event] = []
     unsubscribe = events.subscribe(heard.append)
     events.announce(events.BreakerClosed("e"))
     unsubscribe()
@@ -20,7 +20,7 @@ def test_a_subscriber_hears_until_it_unsubscribes():
 
 
 def test_a_subscriber_hears_the_kinds_that_it_has_named_and_nobody_pays_for_the_others():
-    heard = []
+    heard: list[events.Event] = []
     unsubscribe = events.subscribe(heard.append, events.BreakerClosed, events.CheckedOut)
     events.announce(events.BreakerClosed("e"))
     events.announce(events.IdleReleased("e", 1.0))
@@ -36,7 +36,7 @@ def test_a_subscriber_that_fails_is_logged_once_and_does_not_silence_the_others(
     def broken(event):
         raise RuntimeError("a bug")
 
-    heard = []
+    heard: list[events.Event] = []
     ends = [events.subscribe(broken), events.subscribe(heard.append)]
 
     with caplog.at_level(logging.ERROR):

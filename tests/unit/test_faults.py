@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import asyncpg
 import psycopg
@@ -562,7 +563,7 @@ def test_the_last_word_of_the_server_is_about_this_connection(sqlstate):
 
 
 def test_the_severity_is_found_where_each_driver_puts_it():
-    error = DriverError("08006")
+    error: Any = DriverError("08006")
     error.diag = SimpleNamespace(sqlstate="08006", severity_nonlocalized="ERROR")
 
     assert classify(error) == ELSEWHERE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 from flask import Flask
@@ -19,7 +20,7 @@ def make_app(name: str = "shop", **config: object) -> Flask:
     return app
 
 
-def refusal(call: object, *args: object, **kwargs: object) -> str:
+def refusal(call: Callable[..., object], *args: object, **kwargs: object) -> str:
     with pytest.raises(ConfigurationError) as caught:
         call(*args, **kwargs)
     return str(caught.value)

@@ -84,7 +84,7 @@ def test_combined_hooks_are_called_in_order_with_the_same_arguments():
 def test_a_hook_that_raises_does_not_stop_the_others_and_gunicorn_gets_the_error(
     error: BaseException,
 ):
-    calls = []
+    calls: list[str] = []
 
     def fail(worker: object) -> None:
         raise error

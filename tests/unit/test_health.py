@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -169,7 +170,7 @@ def test_the_thresholds_are_those_of_the_profile():
 @pytest.mark.parametrize("field", ["health_success_rate", "health_connections_warn"])
 def test_a_share_is_at_most_the_whole(field):
     with pytest.raises(ConfigurationError, match=rf"^{field} is 95; allowed: 1 or less$"):
-        Profile(**{field: 95})
+        Profile(**{field: 95})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -183,13 +184,11 @@ def test_times_in_words(seconds, words):
 # --- the report ---
 
 
-@pytest.fixture
-def engine(tmp_path):
-    engine = sa_railway.create_engine(
-        f"sqlite:///{tmp_path / 'shop.db'}", probe_cache=3600.0, metrics=True
-    )
-    yield engine
-    engine.dispose()
+def pool_of(engine):
+    """What the report says of the pool."""
+    pool = check_health(engine).pool
+    assert pool is not None
+    return pool
 
 
 def test_a_healthy_engine(engine):
@@ -203,6 +202,7 @@ def test_a_healthy_engine(engine):
     assert report.window == Window(300.0, successes=1)
     assert report.pool == PoolState(5, checked_out=0, idle=1, overflow=0, max_overflow=10)
     assert report.server is None  # only PostgreSQL tells
+    assert report.round_trip is not None
     assert report.round_trip > 0
     assert report.metrics["queries"] == 1
 
@@ -227,27 +227,29 @@ def test_an_engine_of_asyncio():
 def test_the_report_says_for_how_long_a_connection_has_been_in_use(engine, monkeypatch):
     check_health(engine)  # counts from now on
     with engine.connect():
-        now = pool_module.time.monotonic()
+        now = time.monotonic()
         with engine.connect(), monkeypatch.context() as patch:
             patch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: now + 60))
             report = check_health(engine)
+    assert report.pool is not None
+    assert report.pool.longest_hold is not None
     assert 60 <= report.pool.longest_hold < 120
-    assert check_health(engine).pool.longest_hold is None
+    assert pool_of(engine).longest_hold is None
 
 
 def test_the_report_says_what_holds_a_connection_where_leaks_are_watched():
     engine = sa_railway.create_engine("sqlite://", poolclass=QueuePool, leak_after=60)
-    assert check_health(engine).pool.holds == ()
+    assert pool_of(engine).holds == ()
 
     with engine.connect():
-        (hold,) = check_health(engine).pool.holds
+        (hold,) = pool_of(engine).holds
     assert (hold.file, hold.function) == (
         "test_health.py",
         "test_the_report_says_what_holds_a_connection_where_leaks_are_watched",
     )
     assert hold.line == sys._getframe().f_lineno - 6
     assert 0 <= hold.seconds < 60
-    assert check_health(engine).pool.holds == ()
+    assert pool_of(engine).holds == ()
 
 
 def test_the_report_says_how_many_engines_are_counted_together(tmp_path):
@@ -259,17 +261,21 @@ def test_the_report_says_how_many_engines_are_counted_together(tmp_path):
 
     with engines[0].connect():
         reports = [check_health(engine) for engine in engines]
+        pools = [pool_of(engine) for engine in engines]
     assert [report.engines for report in reports] == [2, 2, 1]
-    assert [report.pool.longest_hold is None for report in reports] == [False, True, True]
+    assert [pool.longest_hold is None for pool in pools] == [False, True, True]
 
 
 def test_the_report_says_since_when_it_counts(engine):
     check_health(engine)
-    counters_of(engine).began -= 3600
+    counters = counters_of(engine)
+    assert counters is not None
+    counters.began -= 3600
     began = datetime.now(UTC) - timedelta(hours=1)
 
     since = check_health(engine).since
 
+    assert since is not None
     assert began - timedelta(minutes=1) < since < began + timedelta(minutes=1)
 
 

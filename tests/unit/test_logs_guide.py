@@ -5,6 +5,7 @@ import logging
 import logging.config
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,6 @@ def test_the_examples_run_and_log_what_is_shown(capsys):
     logged = json.loads(capsys.readouterr().out)
     assert {**logged, "time": "now"} == {**json.loads(shown), "time": "now"}
 
-    names = {}
+    names: dict[str, Any] = {}
     exec(gunicorn, names)
     logging.config.dictConfig(names["logconfig_dict"])

@@ -9,10 +9,12 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import flask
 import pytest
 import sqlalchemy
+from fix_events import hearing
 from flask_sqlalchemy import SQLAlchemy
 from marked import MARK
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
@@ -44,9 +46,9 @@ def _room(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
     """Make engines for a database of their own, whose numbers begin at zero."""
-    engines = []
+    engines: list[Engine] = []
 
-    def make(name: str = f"{tmp_path.name}.db", **options: object) -> Engine:
+    def make(name: str = f"{tmp_path.name}.db", **options: Any) -> Engine:
         options = {"metrics": True, **options}
         engines.append(sa_railway.create_engine(f"sqlite:///{tmp_path / name}", **options))
         return engines[-1]
@@ -275,7 +277,7 @@ def test_a_connection_that_leaves_in_any_way_is_out_no_longer(make: Make, leave:
     connection = engine.raw_connection()
     assert snapshot(engine).gauges["checked_out"] == 1
     if leave == "detach":
-        detached = connection.driver_connection
+        detached: Any = connection.driver_connection
         connection.detach()
     elif leave != "forget":
         getattr(connection, leave)()
@@ -324,8 +326,9 @@ def test_a_pool_that_may_have_any_number_of_connections_has_no_limit(
 
     assert snapshot(engine).gauges["limit"] == float("inf")
     page = prometheus.render()[1].decode()
-    label = counters_module.counters_of(engine).label
-    assert f'sa_railway_pool_limit{{engine="{label}"}} +Inf' in page.splitlines()
+    counters = counters_module.counters_of(engine)
+    assert counters is not None
+    assert f'sa_railway_pool_limit{{engine="{counters.label}"}} +Inf' in page.splitlines()
 
 
 def test_a_pool_that_keeps_nothing_has_no_size(make: Make):
@@ -340,7 +343,7 @@ def test_an_engine_that_is_gone_leaves_no_pool_behind(make: Make, tmp_path: Path
     engine = sa_railway.create_engine(f"sqlite:///{tmp_path / 'gone.db'}", metrics=True)
     with engine.connect() as connection:
         connection.execute(text("SELECT 1"))
-        left_open = connection.connection.driver_connection
+        left_open: Any = connection.connection.driver_connection
     del engine, connection
     gc.collect()
     again = make("gone.db")
@@ -370,10 +373,8 @@ def test_histograms_know_how_long_it_took(make: Make):
 
 def test_a_checkout_is_announced_to_those_who_listen(make: Make):
     engine = make()
-    heard: list[events.Event] = []
-    unsubscribe = events.subscribe(heard.append, events.CheckedOut, events.Invalidated)
-    engine.raw_connection().invalidate()
-    unsubscribe()
+    with hearing(events.CheckedOut, events.Invalidated) as heard:
+        engine.raw_connection().invalidate()
     executes(engine, "SELECT 1")
 
     assert [type(event).__name__ for event in heard] == ["CheckedOut", "Invalidated"]
@@ -435,7 +436,7 @@ def test_what_happened_before_a_long_pause_is_over(lately: Counters, clock: Simp
 def test_statements_of_a_connection_that_stays_out_are_of_now(
     lately: Counters, clock: SimpleNamespace
 ):
-    lately.out["a connection"] = clock.now
+    lately.out[1] = clock.now  # the id() of a connection
     for _ in range(4):
         clock.now += 50
         lately.values[field("queries")] += 1
@@ -463,7 +464,7 @@ def test_the_success_rate():
 def labels(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     monkeypatch.setattr(counters_module, "_by_name", {})
 
-    def label(url: str, **options: object) -> str:
+    def label(url: str, **options: Any) -> str:
         engine = sa_railway.create_engine(url, metrics=True, **options)
         found = counters_module.counters_of(engine)
         assert found is not None
@@ -651,7 +652,7 @@ def test_the_metrics_of_all_processes_are_shown_though_one_of_them_has_just_begu
 # --- in Flask ---
 
 
-def make_app(path: object = "/metrics", **config: object) -> flask.Flask:
+def make_app(path: Any = "/metrics", **config: object) -> flask.Flask:
     app = flask.Flask("shop")
     app.config.update(SQLALCHEMY_DATABASE_URI="sqlite://", **config)
     Railway(app, SQLAlchemy(app), metrics=path)

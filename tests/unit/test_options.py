@@ -58,6 +58,10 @@ LIBPQ = {
 }
 
 
+def never_called() -> Any:
+    """The creator of a pool that is only passed on."""
+
+
 @pytest.fixture(autouse=True)
 def _on_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "TCP_USER_TIMEOUT", 18, raising=False)
@@ -138,7 +142,7 @@ def test_only_a_queue_pool_gets_the_arguments_of_one(
 
 
 def test_a_pool_that_is_there_gets_no_arguments() -> None:
-    pool = NullPool(lambda: None)
+    pool = NullPool(never_called)
     assert complete(PSYCOPG2, {"pool": pool}) == {"pool": pool}
 
 
@@ -469,7 +473,7 @@ def test_plugins_that_are_no_names_are_refused(plugins: Any) -> None:
 
 def test_connect_args_that_are_no_dict_are_refused_without_showing_them() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        engine_options(PSYCOPG2, connect_args="password=secret")
+        engine_options(PSYCOPG2, connect_args="password=secret")  # type: ignore[arg-type]
     assert str(caught.value) == "connect_args is of type str; allowed: a dict"
 
 
@@ -558,7 +562,7 @@ def test_bind_in_memory_that_writes_into_the_shared_dict_does_no_harm(
     assert shared(target, found) == complete(target)
 
 
-@pytest.mark.parametrize("more", [{"pool": NullPool(lambda: None)}, {"poolclass": NullPool}])
+@pytest.mark.parametrize("more", [{"pool": NullPool(never_called)}, {"poolclass": NullPool}])
 def test_caller_may_add_a_pool_to_generated_options(more: dict[str, Any]) -> None:
     found = {**options(PSYCOPG2), **more}
     assert shared(PSYCOPG2, found) == complete(PSYCOPG2, more)

@@ -50,7 +50,7 @@ class Document(HTMLParser):
         super().__init__()
         self.elements = []
         self.words = []
-        self.open = []
+        self.open: list[str] = []
         self.feed(html)
         self.close()
         assert self.open == []
@@ -308,7 +308,7 @@ def test_a_large_pool_fits_on_a_telephone():
     picture = ElementTree.fromstring(pool_picture(pool))
 
     assert len(picture) == 150
-    assert int(picture.get("width")) < 300
+    assert int(picture.attrib["width"]) < 300
 
 
 @pytest.mark.parametrize(

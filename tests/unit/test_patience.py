@@ -13,11 +13,14 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import asyncpg
 import psycopg2
 import pytest
 import sqlalchemy
+from fix_clock import Clock
+from fix_events import hearing
 
 import sa_railway
 from sa_railway import events
@@ -31,21 +34,6 @@ from sa_railway.exc import DatabaseUnavailableError
 
 REFUSED = ConnectionRefusedError(111, "Connection refused")
 WRONG_PASSWORD = 'connection to server failed: FATAL:  password authentication failed for user "u"'
-
-
-class Clock:
-    """Time that passes only in sleep."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.sleeps: list[float] = []
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.sleeps.append(seconds)
-        self.now += seconds
 
 
 @pytest.fixture
@@ -65,21 +53,23 @@ def longest_pauses(monkeypatch):
 def server(*outcomes):
     """A connect() that raises or returns one outcome after the other, then the last one again."""
     remaining = itertools.chain(outcomes, itertools.repeat(outcomes[-1]))
+    calls = []
 
     def connect(**kwargs):
-        connect.calls.append(kwargs)
+        calls.append(kwargs)
         outcome = next(remaining)
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
 
-    connect.calls = []
-    return connect
+    counted: Any = connect
+    counted.calls = calls
+    return counted
 
 
 def patient(connect, profile=None, *, is_async=False):
     """The function by which the pool of an engine connects, with *connect* for its dialect's."""
-    engine = SimpleNamespace(dialect=SimpleNamespace(connect=connect, driver="psycopg2"))
+    engine: Any = SimpleNamespace(dialect=SimpleNamespace(connect=connect, driver="psycopg2"))
     surround(engine)
     patience = Patience(profile or Profile(), is_async=is_async)
     creator = patience.wrap(lambda record: engine.dialect.connect())
@@ -92,14 +82,10 @@ def test_a_server_that_comes_back_is_waited_for(clock, longest_pauses):
 
 
 def test_pauses_double_up_to_the_cap_and_end_with_the_patience(clock, longest_pauses):
-    seen = []
-    unsubscribe = events.subscribe(seen.append)
-
-    with pytest.raises(ConnectionRefusedError):
+    with hearing(events.ConnectAttemptFailed) as heard, pytest.raises(ConnectionRefusedError):
         patient(server(REFUSED), Profile(connect_patience=4))()
 
-    unsubscribe()
-    pauses = [e.delay for e in seen if isinstance(e, events.ConnectAttemptFailed)]
+    pauses = [event.delay for event in heard]
     assert pauses[:6] == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0]
     assert sum(clock.sleeps) == pytest.approx(4)
 
@@ -118,7 +104,7 @@ def test_a_late_attempt_does_not_overflow():
 
 def test_every_attempt_has_the_whole_limit_of_the_driver(clock, longest_pauses):
     connect = server(REFUSED, REFUSED, REFUSED, "connection")
-    engine = SimpleNamespace(dialect=SimpleNamespace(connect=connect, driver="psycopg2"))
+    engine: Any = SimpleNamespace(dialect=SimpleNamespace(connect=connect, driver="psycopg2"))
     surround(engine)
     arguments = {"connect_timeout": 10, "host": "h"}
     profile = Profile(connect_patience=1, breaker_pause=0)
@@ -132,7 +118,7 @@ def test_every_attempt_has_the_whole_limit_of_the_driver(clock, longest_pauses):
 @pytest.mark.parametrize("unlimited", [{}, {"connect_timeout": 0}])
 def test_a_limit_of_the_caller_bounds_what_the_driver_may_take(given, unlimited):
     connect = server("connection")
-    engine = SimpleNamespace(dialect=SimpleNamespace(connect=connect, driver="psycopg2"))
+    engine: Any = SimpleNamespace(dialect=SimpleNamespace(connect=connect, driver="psycopg2"))
     surround(engine)
 
     def connect_within(seconds):
@@ -212,22 +198,20 @@ def creating(connect):
 @pytest.mark.parametrize("make", [listening, creating])
 def test_one_that_may_choose_another_server_is_always_asked(clock, longest_pauses, caplog, make):
     caplog.set_level("INFO", "sa_railway.engine.connect")
-    seen = []
-    unsubscribe = events.subscribe(seen.append, events.BreakerOpened, events.BreakerClosed)
     connect = server(*[AWAY] * 8, sqlite3.connect(":memory:"))
     engine = make(connect)
 
     tried = []
-    for _ in range(3):
-        with pytest.raises(psycopg2.OperationalError, match="Connection refused"):
-            engine.connect()
-        tried.append(len(connect.calls))
-    engine.connect().close()
-    unsubscribe()
+    with hearing(events.BreakerOpened, events.BreakerClosed) as heard:
+        for _ in range(3):
+            with pytest.raises(psycopg2.OperationalError, match="Connection refused"):
+                engine.connect()
+            tried.append(len(connect.calls))
+        engine.connect().close()
 
     assert tried == [6, 7, 8]  # without a wait since the patience has run out
     assert sum(clock.sleeps) == pytest.approx(1)
-    assert [type(event) for event in seen] == [events.BreakerOpened, events.BreakerClosed]
+    assert [type(event) for event in heard] == [events.BreakerOpened, events.BreakerClosed]
     assert [record.getMessage() for record in caplog.records] == [
         "sqlite://: connecting failed, trying again for 1.0 s: "
         "connection to server failed: Connection refused",
@@ -274,16 +258,14 @@ def test_a_probe_that_fails_reopens_the_breaker_after_one_attempt(clock, longest
 
 
 def test_a_probe_that_succeeds_lets_everybody_in_and_is_announced(clock, longest_pauses):
-    seen = []
-    unsubscribe = events.subscribe(seen.append)
     connects = patient(server(REFUSED, "connection"), Profile(connect_patience=0))
-    with pytest.raises(ConnectionRefusedError):
-        connects()
-    clock.now += 2
+    with hearing() as heard:
+        with pytest.raises(ConnectionRefusedError):
+            connects()
+        clock.now += 2
 
-    assert [connects(), connects()] == ["connection", "connection"]
-    unsubscribe()
-    assert [type(event) for event in seen] == [
+        assert [connects(), connects()] == ["connection", "connection"]
+    assert [type(event) for event in heard] == [
         events.BreakerOpened,
         events.BreakerClosed,
         events.Connected,
@@ -527,7 +509,9 @@ def test_an_error_of_a_function_for_asyncpg_is_none_of_the_server(way):
 
 
 def test_an_error_of_a_listener_leaves_the_breaker_open(clock):
-    engine = SimpleNamespace(dialect=SimpleNamespace(connect=server(REFUSED), driver="psycopg2"))
+    engine: Any = SimpleNamespace(
+        dialect=SimpleNamespace(connect=server(REFUSED), driver="psycopg2")
+    )
     surround(engine)
     tokens = iter(["token", LookupError("no token")])
 
@@ -630,11 +614,17 @@ def test_a_signal_without_a_handler_is_left_alone(handler):
 def test_a_signal_is_watched_once_and_again_when_its_handler_is_replaced(sigterm, running):
     stopping.watch()
     watched = signal.getsignal(signal.SIGTERM)
+    assert callable(watched)
     stopping.watch()
     assert signal.getsignal(signal.SIGTERM) is watched
 
     order = []
-    signal.signal(signal.SIGTERM, lambda *call: (order.append("outer"), watched(*call)))
+
+    def outer(*call):
+        order.append("outer")
+        watched(*call)
+
+    signal.signal(signal.SIGTERM, outer)
     stopping.watch()
     signal.raise_signal(signal.SIGTERM)
 
@@ -720,7 +710,7 @@ def test_a_program_knows_its_handler_again(sigterm, handler):
     for name in ("__self__", "__func__", "__name__", "__qualname__", "args"):
         assert getattr(watched, name, None) == getattr(handler, name, None)
 
-    signal.signal(signal.SIGTERM, sys.exit)
+    signal.signal(signal.SIGTERM, sys.exit)  # type: ignore[arg-type]
     stopping.watch()
     assert signal.getsignal(signal.SIGTERM) != watched
     signal.signal(signal.SIGTERM, handler)
@@ -732,7 +722,8 @@ def test_a_handler_that_is_called_in_another_way_gets_what_it_takes(sigterm, run
     signal.signal(signal.SIGTERM, lambda *args, **options: sigterm.append((args, options)))
     stopping.watch()
 
-    signal.getsignal(signal.SIGTERM)(signal.SIGTERM, frame=None)
+    handler: Any = signal.getsignal(signal.SIGTERM)
+    handler(signal.SIGTERM, frame=None)
 
     assert sigterm == [((signal.SIGTERM,), {"frame": None})]
 
@@ -750,7 +741,7 @@ def test_a_program_that_always_puts_its_handler_before_makes_no_endless_chain(si
     handler = signal.getsignal(signal.SIGTERM)
     while isinstance(handler, functools.partial | stopping._Noticing):
         depth += isinstance(handler, stopping._Noticing)
-        handler = handler.args[0] if type(handler) is functools.partial else handler.__wrapped__
+        handler = handler.args[0] if isinstance(handler, functools.partial) else handler.__wrapped__
     assert 0 < depth <= 32
     signal.raise_signal(signal.SIGTERM)
     assert len(sigterm) == 1

@@ -17,16 +17,6 @@ from sa_railway.health.pool import PoolState
 from sa_railway.health.probe import recent_probes, start_probe
 from sa_railway.metrics.snapshot import Window
 
-
-@pytest.fixture
-def engine(tmp_path):
-    engine = sa_railway.create_engine(
-        f"sqlite:///{tmp_path / 'shop.db'}", probe_cache=3600.0, metrics=True
-    )
-    yield engine
-    engine.dispose()
-
-
 # --- the pool ---
 
 
@@ -53,6 +43,7 @@ def test_the_state_of_a_pool(tmp_path, max_overflow, held, expected):
         state = PoolState.of(engine)
 
     assert state == expected
+    assert state is not None
     assert state.is_saturated is (held == 3 and max_overflow == 1)
     engine.dispose()
 

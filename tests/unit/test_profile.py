@@ -58,7 +58,7 @@ VARIABLES = ", ".join(
     ],
 )
 def test_value_that_no_engine_could_work_with_is_refused(
-    field: str, value: object, allowed: str
+    field: str, value: Any, allowed: str
 ) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Profile(**{field: value})

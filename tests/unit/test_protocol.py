@@ -75,7 +75,7 @@ def test_messages_come_out_whole_however_the_bytes_are_cut_up(size):
     conversation = Conversation()
     sent = [SSL_REQUEST, GSSENC_REQUEST, STARTUP, query(b"COMMIT"), typed("S"), typed("X")]
     data = b"".join(sent)
-    messages = []
+    messages: list[Message] = []
     for start in range(0, len(data), size):
         if len(messages) in (1, 2):  # the server refuses both kinds of encryption
             list(conversation.backend(b"N"))

@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_table_of_options_is_that_of_the_profile():
-    attributes = inspect.getdoc(Profile).split("Attributes:")[1]
+    attributes = (inspect.getdoc(Profile) or "").split("Attributes:")[1]
     reasons = dict(re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", attributes, re.S | re.M))
     expected = [
         f"| `{knob.name}` | {getattr(Profile(), knob.name)!r} "

@@ -6,12 +6,14 @@ import inspect
 import logging
 import os
 from types import SimpleNamespace
+from typing import Any
 
 import psycopg
 import psycopg2
 import pytest
 import sqlalchemy
 import tenacity
+from fix_clock import Clock
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, PendingRollbackError
 from sqlalchemy.ext.asyncio import (
     AsyncSession,
@@ -32,24 +34,6 @@ from sa_railway.exc import (
 from sa_railway.recovery import retry_loop
 
 
-class Clock:
-    """Time that passes only when somebody sleeps."""
-
-    def __init__(self):
-        self.now = 1000.0
-        self.sleeps = []
-
-    def monotonic(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.sleeps.append(float(seconds))
-        self.now += seconds
-
-    async def sleep_async(self, seconds):
-        self.sleep(seconds)
-
-
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
     clock = Clock()
@@ -62,16 +46,6 @@ def clock(monkeypatch):
 @pytest.fixture(autouse=True)
 def longest_waits(monkeypatch):
     monkeypatch.setattr(retry_loop, "random", SimpleNamespace(uniform=lambda low, high: high))
-
-
-@pytest.fixture
-def retried():
-    found = []
-    unsubscribe = events.subscribe(
-        lambda event: isinstance(event, events.Retried) and found.append(event)
-    )
-    yield found
-    unsubscribe()
 
 
 def deadlock():
@@ -95,12 +69,13 @@ def duplicate():
 def failing(*errors):
     """A function that raises one error after the other, and then returns how often it ran."""
 
-    def work():
+    def run():
         work.calls += 1
         if work.calls <= len(errors):
             raise errors[work.calls - 1]
         return work.calls
 
+    work: Any = run
     work.calls = 0
     return work
 
@@ -458,7 +433,7 @@ async def async_generator():
             "function is of type int; allowed: a function, a method or a coroutine function",
         ),
         (
-            classmethod(generator),
+            classmethod(generator),  # type: ignore[arg-type]
             "function is a classmethod; write @retry below @classmethod",
         ),
         (
@@ -667,7 +642,7 @@ def test_a_session_among_the_arguments_is_rolled_back(engine, how):
     elif how == "keyword":
         add(row=Row(id=1), session=session)
     else:
-        add(scoped_session(lambda: session), Row(id=1))
+        add(scoped_session(lambda: session), Row(id=1))  # type: ignore[arg-type]
 
     assert session.query(Row).count() == 1
     session.close()
@@ -766,13 +741,14 @@ def test_a_loss_that_may_be_that_of_a_commit_is_not_retried(error):
 def test_the_failed_report_of_a_lost_commit_is_a_lost_commit():
     unknown = CommitOutcomeUnknownError(transaction_id=7, orig=OSError())
 
-    def work():
+    def run():
         work.calls += 1
         try:
             raise unknown
         except CommitOutcomeUnknownError:
             raise refused()  # noqa: B904 - as a program that writes the failure to its database
 
+    work: Any = run
     work.calls = 0
     with pytest.raises(OperationalError) as caught:
         retry(work)()

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,7 @@ def show():
 """
 
 
-def run(program: str, **environment: str) -> list[object]:
+def run(program: str, **environment: str) -> list[Any]:
     done = subprocess.run(
         [sys.executable, "-c", PREAMBLE + program],
         capture_output=True,

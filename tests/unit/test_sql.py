@@ -331,7 +331,12 @@ def examined(monkeypatch):
     """The lengths of the texts that were looked at, beginning with nothing remembered."""
     lengths = []
     tokens = sql._tokens
-    monkeypatch.setattr(sql, "_tokens", lambda text: lengths.append(len(text)) or tokens(text))
+
+    def noting(text):
+        lengths.append(len(text))
+        return tokens(text)
+
+    monkeypatch.setattr(sql, "_tokens", noting)
     before = dict(sql.remembered)
     sql.remembered.clear()
     yield lengths

@@ -1,26 +1,19 @@
 """Readiness when the pool is exhausted: a queue that moves, and one that does not."""
 
+import time
+from typing import Any
+
 import pytest
 from sqlalchemy.pool import QueuePool
 
 import sa_railway
-from sa_railway.health import readiness as readiness_module
 from sa_railway.health.probe import Probe
 from sa_railway.health.readiness import Readiness, readiness
 
 
 @pytest.fixture
-def engine(tmp_path):
-    engine = sa_railway.create_engine(
-        f"sqlite:///{tmp_path / 'shop.db'}", probe_cache=3600.0, metrics=True
-    )
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
 def exhausted(tmp_path):
-    engine = sa_railway.create_engine(
+    engine: Any = sa_railway.create_engine(
         f"sqlite:///{tmp_path / 'shop.db'}",
         poolclass=QueuePool,
         pool_size=2,
@@ -37,7 +30,7 @@ def exhausted(tmp_path):
 def clock(monkeypatch):
     """The hands of the clock that readiness looks at, to be moved by hand."""
     hands = [1000.0]
-    monkeypatch.setattr(readiness_module.time, "monotonic", lambda: hands[0])
+    monkeypatch.setattr(time, "monotonic", lambda: hands[0])
     return hands
 
 

@@ -3,17 +3,11 @@
 import random
 
 import pytest
+from fix_clock import Clock
 
 from sa_railway.testing import stream as module
 from sa_railway.testing.stream import END, RESET, Stream
 from sa_railway.testing.toxics import Latency, LimitData, SlowClose, Timeout, Toxics
-
-
-class Clock:
-    now = 1000.0
-
-    def monotonic(self):
-        return self.now
 
 
 class Peer:

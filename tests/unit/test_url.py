@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -429,7 +430,7 @@ def test_url_of_another_type_is_refused() -> None:
 
 
 @pytest.mark.parametrize("parts", [{"host": f"{PASSWORD}@h"}, {"database": f"{PASSWORD}@h/d"}])
-def test_broken_url_object_is_refused(parts: dict[str, str]) -> None:
+def test_broken_url_object_is_refused(parts: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError) as caught:
         normalize_url(URL.create("postgresql", **{"host": "h", **parts}))
     assert str(caught.value) == f"url {UNREADABLE}"

@@ -76,7 +76,7 @@ def test_head_needs_alembic(tmp_path, monkeypatch):
 
 def test_each_twin_names_the_other():
     with pytest.raises(ConfigurationError) as caught:
-        wait_for_database(create_async_engine("sqlite+aiosqlite://"))
+        wait_for_database(create_async_engine("sqlite+aiosqlite://"))  # type: ignore[arg-type]
     assert str(caught.value) == (
         "target is of type AsyncEngine; allowed: a URL or an Engine; for an AsyncEngine, "
         "sa_railway.asyncio.wait_for_database()"

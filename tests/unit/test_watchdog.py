@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,7 @@ def test_a_duplicate_that_others_have_closed_costs_neither_this_deadline_nor_the
     """As a daemon does that closes descriptors which it did not open."""
     ours, _ = pair
     with Deadline(ours.fileno(), 0.01) as deadline:
+        assert deadline._duplicate is not None
         os.close(deadline._duplicate)
         assert ours.recv(1) == b""
     assert deadline.expired
@@ -81,6 +83,7 @@ def test_what_others_have_opened_under_the_number_of_the_duplicate_is_left_alone
     with innocent, peer:
         with Deadline(ours.fileno(), seconds) as deadline:
             number = deadline._duplicate
+            assert number is not None
             os.dup2(innocent.fileno(), number)
             if seconds < 1:
                 assert ours.recv(1) == b""
@@ -93,11 +96,16 @@ def test_the_watchdog_outlives_a_deadline_that_fails(pair, caplog):
     ours, _ = pair
 
     class Failing(Deadline):
-        expire = None
+        expire: Any = None
 
     failing = Failing(ours.fileno(), 0)
     told = threading.Event()
-    caplog.handler.addFilter(lambda record: told.set() or True)
+
+    def tell(record):
+        told.set()
+        return True
+
+    caplog.handler.addFilter(tell)
     watchdog._watchdog.add(failing, 0)
     watchdog._watchdog.wake()
     assert told.wait(10)
@@ -146,7 +154,7 @@ def test_many_threads_share_one_watchdog(monkeypatch):
             ours.recv(1)
             results.append(deadline.expired)
 
-    results = []
+    results: list[bool] = []
     threads = [threading.Thread(target=wait, args=(results,)) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -190,6 +198,7 @@ def test_a_fork_in_the_middle_of_an_end_leaves_the_child_no_socket_of_its_parent
         Deadline(ours.fileno(), 60) as ending,
         Deadline(other.fileno(), 60) as pending,
     ):
+        assert ending._duplicate is not None
         os.close(ending._duplicate)  # and has not been able to say so yet
         child = os.fork()
         if child == 0:

@@ -51,7 +51,7 @@ class Driver:
 
 class AsyncDriver(Driver):
     @asynccontextmanager
-    async def pipeline(self):
+    async def pipeline(self):  # type: ignore[override]
         yield
         self.end()
 
