@@ -80,7 +80,7 @@ def test_idle_connections_of_asyncio_engines_are_closed(postgres, driver):
     asyncio.run(main())
 
 
-def test_a_patient_engine_does_not_hold_up_an_impatient_one(postgres):
+def test_an_engine_that_keeps_connections_longer_does_not_hold_up_another(postgres):
     patient = sa_railway.create_engine(postgres.url, idle_release=3600)
     fill(patient, 1)
     impatient = sa_railway.create_engine(

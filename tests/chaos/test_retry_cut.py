@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy
 from fix_commit import ANSWER_LOST, ARRIVED, NEVER_ARRIVED
 from fix_engines import ASYNC, SYNC, plain_engine
+from fix_waiting import wait_until
 from marked import MarkedPostgres
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -503,15 +504,14 @@ def test_an_outage_is_ridden_out(own_postgres, driver):
                 errors.append(error)
 
     look()
-    threads = [threading.Thread(target=work) for _ in range(4)]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()
     own_postgres.stop("immediate")
-    done.wait(1.0)  # the outage; nobody sets it
+    done.wait(1.0)  # the outage
     stopped.set()
     own_postgres.start()
-    while not any(after for _, after in answers) and not errors:
-        done.wait(0.01)
+    wait_until(lambda: errors or any(after for _, after in answers))
     done.set()
     for thread in threads:
         thread.join()

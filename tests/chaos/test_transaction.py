@@ -84,7 +84,7 @@ def test_exactly_once_wherever_the_connection_is_cut(postgres, plain, driver, ki
                 happened += cut.happened
         if hasattr(transactor, "remove"):
             transactor.remove()
-        assert kind == "session" or pool_of(engine).checkedout() == 0
+        assert pool_of(engine).checkedout() == 0
         engine.dispose()
 
     assert happened == count

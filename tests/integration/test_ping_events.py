@@ -1,10 +1,9 @@
 """What listeners and callers learn of a ping that fails, beside SQLAlchemy's pool_pre_ping."""
 
-import select
-
 import pytest
 import sqlalchemy
 from fix_engines import SYNC
+from fix_waiting import wait_until
 from sqlalchemy import event, text
 
 import sa_railway
@@ -27,8 +26,7 @@ def terminate(postgres, engine):
     (record,) = engine.pool._pool.queue
     driver_connection = record.driver_connection
     postgres.terminate_backends()
-    while look(driver_connection) is not Look.CLOSED:
-        select.select([driver_connection], [], [], 10)
+    wait_until(lambda: look(driver_connection) is Look.CLOSED)
 
 
 def fail_transaction(engine):
