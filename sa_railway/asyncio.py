@@ -30,8 +30,8 @@ from sa_railway.config.profile import Profile
 from sa_railway.config.settings import ProfileName, Settings
 from sa_railway.config.url import find_url
 from sa_railway.exc import ConfigurationError
-from sa_railway.recovery.gate import Gate
-from sa_railway.recovery.replay import Replay
+from sa_railway.recovery.replay import TransactionReplay
+from sa_railway.recovery.requirements import SchemaRequirements
 from sa_railway.recovery.transaction import with_engine, with_open_session
 from sa_railway.recovery.wait import Progress, Wait
 
@@ -120,7 +120,7 @@ async def run_transaction(
         CommitOutcomeUnknownError: as there.
         Exception: as there.
     """
-    replay = Replay(callback, timeout, isolation_level, writes, is_async=True)
+    replay = TransactionReplay(callback, timeout, isolation_level, writes, is_async=True)
     attempt = _attempt_for(transactor)
     while True:
         try:
@@ -134,7 +134,7 @@ async def run_transaction(
         await asyncio.sleep(delay)
 
 
-def _attempt_for(transactor: object) -> Callable[[Replay], Awaitable[Any]]:
+def _attempt_for(transactor: object) -> Callable[[TransactionReplay], Awaitable[Any]]:
     """Return the coroutine function that makes one attempt with *transactor*."""
     if isinstance(transactor, AsyncEngine):
         return partial(_with_engine, transactor)
@@ -154,14 +154,14 @@ def _attempt_for(transactor: object) -> Callable[[Replay], Awaitable[Any]]:
 # SQLAlchemy does for asyncio; it awaits the callback, which gets the asyncio twin.
 
 
-async def _with_engine(engine: AsyncEngine, replay: Replay) -> Any:
+async def _with_engine(engine: AsyncEngine, replay: TransactionReplay) -> Any:
     def callback(connection: Connection) -> Any:
         return await_only(replay.callback(AsyncConnection(engine, connection)))
 
     return await greenlet_spawn(with_engine, engine.sync_engine, replay, callback)
 
 
-async def _with_new_session(factory: async_sessionmaker[Any], replay: Replay) -> Any:
+async def _with_new_session(factory: async_sessionmaker[Any], replay: TransactionReplay) -> Any:
     session = factory()
     try:
         return await _with_open_session(session, replay)
@@ -169,7 +169,7 @@ async def _with_new_session(factory: async_sessionmaker[Any], replay: Replay) ->
         await session.close()
 
 
-async def _with_open_session(session: AsyncSession, replay: Replay) -> Any:
+async def _with_open_session(session: AsyncSession, replay: TransactionReplay) -> Any:
     def callback(_: object) -> Any:
         return await_only(replay.callback(session))
 
@@ -200,9 +200,9 @@ async def wait_for_database(
         NotReadyError: as there.
         Exception: as there.
     """
-    gate = Gate(tables, revision, alembic_config)
+    requirements = SchemaRequirements(tables, revision, alembic_config)
     async with _engine_for(target) as engine:
-        wait = Wait(engine.sync_engine, timeout, gate, progress)
+        wait = Wait(engine.sync_engine, timeout, requirements, progress)
         while True:
             try:
                 with wait.attempt():

@@ -30,7 +30,7 @@ __all__ = [
     "Replayed",
     "Retried",
     "StaleFound",
-    "announce",
+    "publish",
     "subscribe",
 ]
 
@@ -187,8 +187,8 @@ Subscription = tuple[Subscriber, tuple[type[Event], ...]]
 
 _lock = threading.Lock()
 _subscriptions: tuple[Subscription, ...] = ()
-_hearers: Mapping[type[Event], tuple[Subscriber, ...]] = {}
-heard: set[type[Event]] = set()
+_subscribers: Mapping[type[Event], tuple[Subscriber, ...]] = {}
+subscribed_types: set[type[Event]] = set()
 """The kinds that have a subscriber. What is costly to build is not built of the others."""
 _failed: set[int] = set()
 
@@ -236,20 +236,20 @@ def subscribe(subscriber: Subscriber, *kinds: type[Event]) -> Callable[[], None]
 
 def _change(change: Callable[[tuple[Subscription, ...]], tuple[Subscription, ...]]) -> None:
     """Replace the subscriptions and the table of their kinds; their readers never lock."""
-    global _subscriptions, _hearers
+    global _subscriptions, _subscribers
     with _lock:
         _subscriptions = change(_subscriptions)
-        _hearers = {
+        _subscribers = {
             kind: tuple(hearer for hearer, kinds in _subscriptions if issubclass(kind, kinds))
             for kind in Event.__subclasses__()
         }
-        for kind, hearers in _hearers.items():
-            (heard.add if hearers else heard.discard)(kind)
+        for kind, subscribers in _subscribers.items():
+            (subscribed_types.add if subscribers else subscribed_types.discard)(kind)
 
 
-def announce(event: Event) -> None:
+def publish(event: Event) -> None:
     """Hand *event* to all that listen to it. Never raises."""
-    for subscriber in _hearers.get(type(event), ()):
+    for subscriber in _subscribers.get(type(event), ()):
         try:
             subscriber(event)
         except Exception:

@@ -3,7 +3,7 @@
 ::
 
     RailwayError
-    ├── ConfigurationError (ValueError)          a knob, a profile or a URL is wrong
+    ├── ConfigurationError (ValueError)          a setting, a profile or a URL is wrong
     ├── DatabaseUnavailableError (OperationalError)  away for too long already to wait again
     ├── NotReadyError (TimeoutError)             it can be reached, but lacks what was waited for
     └── CommitOutcomeUnknownError (SQLAlchemyError)  it is unknown whether a COMMIT was executed

@@ -37,7 +37,7 @@ from typing import Any
 from sa_railway.config.profile import load_profile
 from sa_railway.config.url import on_railway
 from sa_railway.engine.fork import after_fork_in_child, engines
-from sa_railway.engine.guard import guarded
+from sa_railway.engine.hooks import never_raises
 from sa_railway.engine.state import engine_name
 from sa_railway.engine.stopping import watch
 from sa_railway.exc import ConfigurationError
@@ -120,7 +120,7 @@ def _say(worker: Any, word: _Word) -> None:
 # --- the hooks ---
 
 
-@guarded
+@never_raises
 def on_starting(server: Any) -> None:
     """Log what the configuration means for connections. Runs in the arbiter."""
     cfg = server.cfg
@@ -144,14 +144,14 @@ def on_starting(server: Any) -> None:
         )
 
 
-@guarded
+@never_raises
 def post_fork(server: Any, worker: Any) -> None:
     """Cut the new worker off from the connections that the arbiter has opened."""
     _words[_slot(worker)] = _Word.STARTED
     after_fork_in_child()
 
 
-@guarded
+@never_raises
 def post_worker_init(worker: Any) -> None:
     """Log, for debugging, which engines the application has made. Runs in the worker.
 
@@ -162,7 +162,7 @@ def post_worker_init(worker: Any) -> None:
     worker.log.debug("sa_railway: engines of worker (pid:%s): %s", worker.pid, names)
 
 
-@guarded
+@never_raises
 def worker_abort(worker: Any) -> None:
     """Log what hung: the state of every pool, and the stack of the main thread.
 
@@ -181,7 +181,7 @@ def worker_abort(worker: Any) -> None:
     )
 
 
-@guarded
+@never_raises
 def worker_exit(server: Any, worker: Any) -> None:
     """Close the connections of the worker, so that the server need not find out that it is gone."""
     # The arbiter calls this in its own process for a worker that it cannot find any more.
@@ -196,7 +196,7 @@ def worker_exit(server: Any, worker: Any) -> None:
     _say(worker, _Word.LEFT)
 
 
-@guarded
+@never_raises
 def child_exit(server: Any, worker: Any) -> None:
     """Log how a worker ended. Runs in the arbiter, whose own connections it leaves alone."""
     word = _Word(_words[_slot(worker)])

@@ -19,9 +19,9 @@ from sa_railway.config.drivers import (
     has_driver,
     is_foreign,
     naming_extras,
-    spell_query,
+    translate_query,
 )
-from sa_railway.config.options import complete_arguments, options_for
+from sa_railway.config.options import engine_arguments, options_for
 from sa_railway.config.parse import parse_url, plugin_parameters, profile_named_in
 from sa_railway.config.profile import Profile, load_profile
 from sa_railway.config.settings import ProfileName, Settings
@@ -75,9 +75,9 @@ class RailwayPlugin(CreateEnginePlugin):
         if not isinstance(profile, Profile):
             profile = load_profile(profile, {}, os.environ)
         target = target.difference_update_query(plugin_parameters(target))
-        target = spell_query(target)
+        target = translate_query(target)
         self._url = url if target == url else target
-        arguments = complete_arguments(
+        arguments = engine_arguments(
             target, profile, kwargs, generated=generated, is_async=is_async
         )
         self._profile = _as_asked(profile, arguments)

@@ -17,13 +17,13 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from sa_railway.commit.sql import effects_of, ends_transaction
-from sa_railway.engine.guard import guarded
+from sa_railway.engine.hooks import never_raises
 from sa_railway.engine.state import engine_name, fault_kinds_of
 from sa_railway.exc import CommitOutcomeUnknownError
 from sa_railway.faults import FaultKind, classify
-from sa_railway.faults.origin import is_of_database, members
+from sa_railway.faults.origin import is_database_error, members
 
-_IN_DOUBT = "railway_in_doubt"
+_AMBIGUOUS = "railway_in_doubt"
 _ENGINE = "railway_engine"
 _KINDS = "railway_fault_kinds"
 
@@ -36,9 +36,9 @@ def mark_errors() -> None:
         event.listen(Engine, "handle_error", _mark)
 
 
-def mark_undone(error: BaseException) -> None:
+def mark_not_committed(error: BaseException) -> None:
     """Say of a driver's *error* that nothing was committed, although it arose during a COMMIT."""
-    setattr(error, _IN_DOUBT, False)
+    setattr(error, _AMBIGUOUS, False)
 
 
 def was_lost(connection: Connection) -> bool:
@@ -49,7 +49,7 @@ def was_lost(connection: Connection) -> bool:
     return connection in _lost
 
 
-def is_in_doubt(error: BaseException, *, since: BaseException | None = None) -> bool:
+def is_ambiguous(error: BaseException, *, since: BaseException | None = None) -> bool:
     """Return whether what failed with *error* may have been committed all the same.
 
     Whatever was being handled when *error* was raised counts, too: the report of a lost COMMIT may
@@ -61,9 +61,9 @@ def is_in_doubt(error: BaseException, *, since: BaseException | None = None) -> 
     """
     heads: list[BaseException | None] = list(members(error))
     for e in _history(error, since):
-        if isinstance(e, CommitOutcomeUnknownError) or getattr(e, _IN_DOUBT, False):
+        if isinstance(e, CommitOutcomeUnknownError) or getattr(e, _AMBIGUOUS, False):
             return True
-        if hasattr(e, _IN_DOUBT) and e.__context__ is not e.__cause__:
+        if hasattr(e, _AMBIGUOUS) and e.__context__ is not e.__cause__:
             heads.append(e.__context__)  # what was going on when this rollback failed, for instance
     return any(_is_unseen_loss(head) for head in heads if head is not None and head is not since)
 
@@ -97,7 +97,7 @@ def _is_unseen_loss(error: BaseException) -> bool:
     It is the driver's own, whose connection was used without SQLAlchemy, or comes from another
     process. What is lost while a pool connects is not seen either, but had not begun to work.
     """
-    if any(hasattr(e, _IN_DOUBT) for e in (error, error.__cause__, getattr(error, "orig", None))):
+    if any(hasattr(e, _AMBIGUOUS) for e in (error, error.__cause__, getattr(error, "orig", None))):
         return False
     is_without_statement = isinstance(error, DBAPIError) and error.statement is None
     if isinstance(error, SQLAlchemyError) and not is_without_statement:
@@ -107,14 +107,14 @@ def _is_unseen_loss(error: BaseException) -> bool:
     return ("sqlalchemy.pool.base", "connect") not in _functions(error)
 
 
-@guarded
+@never_raises
 def _mark(context: ExceptionContext) -> None:
     error = context.original_exception
     if context.engine is not None:
         setattr(error, _ENGINE, engine_name(context.engine))
         setattr(error, _KINDS, fault_kinds_of(context.engine))
-    if not hasattr(error, _IN_DOUBT):
-        setattr(error, _IN_DOUBT, _may_be_committed(context))
+    if not hasattr(error, _AMBIGUOUS):
+        setattr(error, _AMBIGUOUS, _may_be_committed(context))
     connection = context.connection
     # one that is invalid already was so before this error, which only says it
     if connection is not None and not connection.invalidated and _is_loss(context):
@@ -122,7 +122,7 @@ def _mark(context: ExceptionContext) -> None:
 
 
 def _is_loss(context: ExceptionContext) -> bool:
-    if not is_of_database(context.sqlalchemy_exception or context.original_exception):
+    if not is_database_error(context.sqlalchemy_exception or context.original_exception):
         return False
     kinds = fault_kinds_of(context.engine) if context.engine is not None else {}
     fault = classify(context.original_exception, kinds=kinds)

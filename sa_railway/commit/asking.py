@@ -22,7 +22,12 @@ from sqlalchemy.util import await_only, greenlet_spawn
 from sa_railway.commit.decision import Outcome, Step, Ticket, decide
 from sa_railway.commit.marker import Marker, MarkerTable
 from sa_railway.commit.status import Inquiry
-from sa_railway.engine.waiting import attempt_limit, backoff_delay, is_impatient, sleeper
+from sa_railway.engine.waiting import (
+    backoff_delay,
+    single_attempt,
+    single_attempt_timeout,
+    sleep_function,
+)
 from sa_railway.engine.watchdog import limit
 from sa_railway.faults import FaultKind, classify, first_line
 
@@ -47,7 +52,7 @@ class Asker:
         self._is_async = engine.dialect.is_async
         self._inquiry = inquiry
         self._markers = markers
-        self._sleep = sleeper(is_async=engine.dialect.is_async)
+        self._sleep = sleep_function(is_async=engine.dialect.is_async)
 
     def resolve(self, proof: Ticket | Marker, deadline: float) -> Outcome:
         """Ask until there is an answer or the deadline has passed."""
@@ -79,14 +84,14 @@ class Asker:
         """Ask the server on a new connection; None if it cannot say yet."""
         # a pool beside the engine's, which may be exhausted by those that wait for an outcome
         pool = self._engine.pool.recreate()
-        impatient = is_impatient.set(True)
+        impatient = single_attempt.set(True)
         # for each of the addresses that a name may have
-        limited = attempt_limit.set((deadline - time.monotonic()) / _ADDRESSES)
+        limited = single_attempt_timeout.set((deadline - time.monotonic()) / _ADDRESSES)
         try:
             proxied = pool.connect()
         finally:
-            attempt_limit.reset(limited)
-            is_impatient.reset(impatient)
+            single_attempt_timeout.reset(limited)
+            single_attempt.reset(impatient)
         try:
             if isinstance(proof, Marker):
                 seconds = max(0.0, deadline - time.monotonic())

@@ -15,7 +15,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from sa_railway.commit.work import work_on
-from sa_railway.engine.guard import guarded
+from sa_railway.engine.hooks import never_raises
 
 # in the info of the pooled connection
 _CONNECTION = "railway_connection"
@@ -89,7 +89,7 @@ def _is_lost(proxied: PoolProxiedConnection) -> bool:
         return False
 
 
-@guarded
+@never_raises
 def _note_owner(cursor: object, statement: str, *others: Any) -> None:
     """Remember which Connection executes, for do_commit() is not told."""
     connection = others[-1].root_connection
@@ -99,7 +99,7 @@ def _note_owner(cursor: object, statement: str, *others: Any) -> None:
     connection.connection.info[_CONNECTION] = weakref.ref(connection)
 
 
-@guarded
+@never_raises
 def _begin_session(
     dbapi_connection: object, record: ConnectionPoolEntry, proxy: PoolProxiedConnection
 ) -> None:
@@ -109,7 +109,7 @@ def _begin_session(
     work_on(record.driver_connection).begin_session()
 
 
-@guarded
+@never_raises
 def _explain(context: ExceptionContext) -> None:
     """Say with the error of a lost connection that its last COMMIT has happened.
 

@@ -24,7 +24,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from sa_railway import events
 from sa_railway.commit import parting
-from sa_railway.commit.ambiguity import mark_undone
+from sa_railway.commit.ambiguity import mark_not_committed
 from sa_railway.commit.asking import Asker
 from sa_railway.commit.decision import Outcome, Ticket
 from sa_railway.commit.marker import Marker, MarkerTable
@@ -33,11 +33,11 @@ from sa_railway.commit.wire import is_lost, sqlstate_of
 from sa_railway.commit.work import Work, work_on
 from sa_railway.config.profile import Profile
 from sa_railway.engine.driver import is_idle
-from sa_railway.engine.guard import guarded
+from sa_railway.engine.hooks import never_raises
 from sa_railway.engine.state import engine_name
 from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError
 from sa_railway.faults import FaultKind, classify
-from sa_railway.faults.origin import is_of_database, severity_of
+from sa_railway.faults.origin import is_database_error, severity_of
 
 logger = logging.getLogger("sa_railway.commit")
 
@@ -172,7 +172,7 @@ class _Resolver:
                 "or newer, which remembers what became of a transaction"
             )
 
-    @guarded
+    @never_raises
     def check_rights(self, _connection: object, record: ConnectionPoolEntry) -> None:
         """Say at the first connect what the role lacks for a proof."""
         is_free = is_idle(record.driver_connection)  # a creator's may be shared, and in use
@@ -184,7 +184,7 @@ class _Resolver:
                 *(self._name, ", ".join(missing)),
             )
 
-    @guarded
+    @never_raises
     def find_markers(self, _connection: object, record: ConnectionPoolEntry) -> None:
         """Look for the table of markers, until it was found."""
         if is_idle(record.driver_connection):  # a creator's may be shared, and in use
@@ -260,7 +260,7 @@ class _Resolver:
 
     def _is_of_driver(self, error: Exception) -> bool:
         """Return whether *error* tells of the connection, and not of something else."""
-        return isinstance(error, self._dialect.loaded_dbapi.Error) or is_of_database(error)
+        return isinstance(error, self._dialect.loaded_dbapi.Error) or is_database_error(error)
 
     def _judge(
         self, proxied: PoolProxiedConnection, error: Exception, proof: Proof, state: CommitState
@@ -285,9 +285,9 @@ class _Resolver:
             "%s: the answer to a COMMIT was lost; outcome: %s",
             *(self._name, outcome.value),
         )
-        events.announce(events.CommitResolved(self._name, outcome.value, seconds))
+        events.publish(events.CommitResolved(self._name, outcome.value, seconds))
         if outcome is Outcome.ABORTED:
-            mark_undone(error)
+            mark_not_committed(error)
             error.add_note(
                 "sa_railway: the transaction was rolled back and has changed nothing; "
                 "it can safely be run again"

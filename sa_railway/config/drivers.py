@@ -171,7 +171,7 @@ def allowed_drivers(backend: str, given: str) -> str:
     return f"{', '.join(drivers) or 'its own'}{suggest(given, drivers)}"
 
 
-def spell_query(url: URL) -> URL:
+def translate_query(url: URL) -> URL:
     """Return *url* with the query parameters that its driver understands.
 
     Between libpq and asyncpg they are translated; what is of neither is left alone, and so are the
@@ -185,7 +185,7 @@ def spell_query(url: URL) -> URL:
 
 def libpq_parameters(url: URL) -> dict[str, str]:
     """Return the query parameters of *url* in libpq's words, also those meant for asyncpg."""
-    query = {key: last(value) for key, value in url.query.items()}
+    query = {key: last_value(value) for key, value in url.query.items()}
     if "ssl" in query:
         query.setdefault("sslmode", _SSL_WORDS.get(query["ssl"].lower(), query["ssl"]))
     dsn = query.get("dsn", "")
@@ -203,15 +203,15 @@ def _for_asyncpg(url: URL) -> URL:
         # one port for all, as libpq reads it; asyncpg would look for one host of that name
         query["host"] = tuple(f"{host}:{url.port or 5432}" for host in (url.host or "").split(","))
         url = url._replace(host=None, port=None)  # what set() documents for a part to be removed
-    mode = last(query.pop("sslmode", query.get("ssl", "")))
+    mode = last_value(query.pop("sslmode", query.get("ssl", "")))
     if mode:
         query["ssl"] = _SSL_WORDS.get(mode.lower(), mode)
     lost = sorted(_LIBPQ_ONLY & query.keys())
     if lost:
         logger.warning("asyncpg takes no %s from a URL; left out", ", ".join(lost))
-    inner = {key: last(query[key]) for key in sorted(_DSN_PARAMETERS & query.keys())}
+    inner = {key: last_value(query[key]) for key in sorted(_DSN_PARAMETERS & query.keys())}
     if inner:
-        dsn = last(query.get("dsn", "postgresql://"))
+        dsn = last_value(query.get("dsn", "postgresql://"))
         query["dsn"] = f"{dsn}{'&' if '?' in dsn else '?'}{urlencode(inner, quote_via=quote)}"
     return url.set(query={k: v for k, v in query.items() if k not in (*lost, *inner)})
 
@@ -220,11 +220,11 @@ def _for_libpq(url: URL) -> URL:
     query = {**libpq_parameters(url), **url.query}
     for key in ("ssl", "prepared_statement_cache_size"):
         query.pop(key, None)
-    if _is_url(last(query.get("dsn", ""))):
+    if _is_url(last_value(query.get("dsn", ""))):
         query.pop("dsn")
     return url.set(query=query)
 
 
-def last(value: str | tuple[str, ...]) -> str:
+def last_value(value: str | tuple[str, ...]) -> str:
     """Return the value of a query parameter; of one that is given several times, the last."""
     return value if isinstance(value, str) else value[-1]

@@ -17,7 +17,7 @@ from sa_railway.config.drivers import (
     LIBPQ_DRIVERS,
     choose_driver,
     dialect_of,
-    last,
+    last_value,
     libpq_parameters,
 )
 from sa_railway.config.parse import profile_named_in
@@ -86,14 +86,14 @@ def options_for(
     overrides: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Do what ``engine_options()`` does, for a URL that has been found and has a driver."""
-    knobs, given = _split(overrides, url)
+    settings, given = _split(overrides, url)
     named = profile_named_in(url) or "web" if profile is None else profile
-    resolved = load_profile(named, knobs, environ)
-    pool = _pool_arguments(url, resolved, given, is_async=False, asked=knobs)
-    given |= {name: value for name, value in pool.items() if name in knobs}
+    resolved = load_profile(named, settings, environ)
+    pool = _pool_arguments(url, resolved, given, is_async=False, asked=settings)
+    given |= {name: value for name, value in pool.items() if name in settings}
     if "pool_pre_ping" in overrides:
         given["pool_pre_ping"] = resolved.pre_ping
-    arguments = complete_arguments(url, resolved, given, generated={}, is_async=False)
+    arguments = engine_arguments(url, resolved, given, generated={}, is_async=False)
     return {
         **arguments,
         "plugins": _with_plugin(given.get("plugins", ())),
@@ -107,14 +107,14 @@ def _without(arguments: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
     generated = {name: value for name, value in arguments.items() if name not in given}
     in_given = dict(given.get("connect_args") or {})
     connect_args = {
-        name: _fresh(value)
+        name: _copied(value)
         for name, value in arguments.get("connect_args", {}).items()
         if name not in in_given
     }
     return {**generated, "connect_args": connect_args} if connect_args else generated
 
 
-def complete_arguments(
+def engine_arguments(
     url: URL,
     profile: Profile,
     given: Mapping[str, Any],
@@ -154,22 +154,22 @@ def _split(overrides: Mapping[str, Any], url: URL) -> tuple[dict[str, Any], dict
         raise ConfigurationError(
             f"connect_args is of type {type(connect_args).__name__}; allowed: a dict"
         )
-    known = {knob.name for knob in fields(Profile)}
+    known = {setting.name for setting in fields(Profile)}
     others = _ENGINE_ARGUMENTS | _dialect_arguments(url)
-    knobs, arguments = {}, {}
+    settings, arguments = {}, {}
     for name, value in overrides.items():
-        knob = "pre_ping" if name == "pool_pre_ping" else name
-        if knob in known:
-            knobs[knob] = value
+        setting = "pre_ping" if name == "pool_pre_ping" else name
+        if setting in known:
+            settings[setting] = value
         elif name in others:
-            arguments[name] = _fresh(value)
+            arguments[name] = _copied(value)
         else:
             raise ConfigurationError(
                 f"{name} is not an option{suggest(name, sorted(known | others))}; allowed: the "
                 "fields of a profile, the arguments of create_engine(), and those of the dialect "
                 f"{url.drivername}"
             )
-    return knobs, arguments
+    return settings, arguments
 
 
 def _dialect_arguments(url: URL) -> set[str]:
@@ -182,9 +182,9 @@ def _dialect_arguments(url: URL) -> set[str]:
     } - {"self", "dbapi"}
 
 
-def _fresh(value: Any) -> Any:
+def _copied(value: Any) -> Any:
     """Copy dicts within dicts, and nothing else: an SSL context, for one, cannot be copied."""
-    return {k: _fresh(v) for k, v in value.items()} if isinstance(value, dict) else value
+    return {k: _copied(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _with_plugin(plugins: Any) -> list[str]:
@@ -313,7 +313,7 @@ def _asyncpg_timeout(url: URL, profile: Profile) -> float | None:
 
     As for libpq, 0 is no limit, which is None for asyncpg.
     """
-    text = last(url.query.get("connect_timeout") or url.query.get("timeout") or "")
+    text = last_value(url.query.get("connect_timeout") or url.query.get("timeout") or "")
     if not text:
         return profile.connect_timeout
     try:

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from sa_railway.config.drivers import BACKENDS, allowed_drivers, has_dialect, last
+from sa_railway.config.drivers import BACKENDS, allowed_drivers, has_dialect, last_value
 from sa_railway.config.masking import shows_password
 from sa_railway.config.profile import PROFILES, suggest
 from sa_railway.exc import ConfigurationError
@@ -149,7 +149,7 @@ def read_ports(name: str, text: str) -> list[int]:
 def profile_named_in(url: URL) -> str | None:
     """Return the name of a profile that the query of *url* holds; ``parse_url()`` checks it."""
     named = url.query.get(_PROFILE)
-    return last(named) if named else None
+    return last_value(named) if named else None
 
 
 def plugin_parameters(url: URL) -> list[str]:
@@ -215,8 +215,8 @@ def _read_hosts(shape: re.Match[str], text: str) -> URL:
         hosts.append(unquote(match[1] or match[2]))
         ports.append(match[3] or "")
     # in the query they count more
-    hosts = last(url.query.get("host", ",".join(hosts))).split(",")
-    ports = last(url.query.get("port", ",".join(ports))).split(",")
+    hosts = last_value(url.query.get("host", ",".join(hosts))).split(",")
+    ports = last_value(url.query.get("port", ",".join(ports))).split(",")
     if not all(1 <= int(port) <= _LAST_PORT for port in ports if port):
         raise ValueError
     return url.difference_update_query(["host", "port"]).update_query_dict(_spelled(hosts, ports))
@@ -286,7 +286,7 @@ def _in_place(name: str, url: URL) -> URL:
     if url.drivername.startswith("postgresql"):
         places["dbname"] = "database"
         url = _with_server_in_place(name, url)
-    found = {places[key]: last(url.query[key]) for key in places if key in url.query}
+    found = {places[key]: last_value(url.query[key]) for key in places if key in url.query}
     return url.set(**found).difference_update_query(list(places))  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Every knob of the package in one frozen value, with its default and the reason for it."""
+"""Every setting of the package in one frozen value, with its default and the reason for it."""
 
 from __future__ import annotations
 
@@ -136,11 +136,11 @@ class Profile:
 
     def __post_init__(self) -> None:
         """Refuse what no engine could work with."""
-        for knob in fields(self):
-            value = getattr(self, knob.name)
-            _check_type(knob.name, str(knob.type), value)
-            if knob.metadata and value is not None:
-                _check_bound(knob.name, value, **knob.metadata)
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            _check_type(setting.name, str(setting.type), value)
+            if setting.metadata and value is not None:
+                _check_bound(setting.name, value, **setting.metadata)
         if self.recycle_jitter >= 1:
             raise ConfigurationError(
                 f"recycle_jitter is {self.recycle_jitter!r}; allowed: 0 or more and less than 1"
@@ -226,7 +226,7 @@ def load_profile(
     if not isinstance(profile, Profile):
         asked = environ.get(_PROFILE_VARIABLE, "").strip()
         profile = _named(_PROFILE_VARIABLE, asked) if asked else _named("profile", profile)
-    known = [knob.name for knob in fields(Profile)]
+    known = [setting.name for setting in fields(Profile)]
     for name in overrides:
         if name not in known:
             raise ConfigurationError(
@@ -266,9 +266,9 @@ def suggest(name: str, candidates: Mapping[str, object] | list[str]) -> str:
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """Read the fields that ``SA_RAILWAY_*`` variables name."""
     known = {
-        ENVIRONMENT_PREFIX + knob.name.upper(): knob
-        for knob in fields(Profile)
-        if knob.name not in ("name", "fault_kinds")
+        ENVIRONMENT_PREFIX + setting.name.upper(): setting
+        for setting in fields(Profile)
+        if setting.name not in ("name", "fault_kinds")
     }
     found = {}
     for variable, text in environ.items():
@@ -277,9 +277,9 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if variable not in known:
             raise ConfigurationError(_unknown_variable(variable, [*known, _PROFILE_VARIABLE]))
         if text.strip():
-            knob = known[variable]
-            found[knob.name] = _parse(variable, str(knob.type), text.strip())
-            _check_alone(variable, knob.name, found[knob.name])
+            setting = known[variable]
+            found[setting.name] = _parse(variable, str(setting.type), text.strip())
+            _check_alone(variable, setting.name, found[setting.name])
     return found
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from sqlalchemy import URL, make_url
 
-from sa_railway.config.drivers import choose_driver, spell_query
+from sa_railway.config.drivers import choose_driver, translate_query
 from sa_railway.config.parse import (
     FIX,
     check_password,
@@ -97,7 +97,7 @@ def normalize_url(url: str | URL, *, driver: str | None = None, asyncio: bool = 
         ConfigurationError: the URL cannot be read, its scheme or driver is unknown, or it names no
             driver and none is installed.
     """
-    return spell_query(choose_driver(parse_url("url", url), driver, asyncio=asyncio))
+    return translate_query(choose_driver(parse_url("url", url), driver, asyncio=asyncio))
 
 
 def find_url(

@@ -21,7 +21,7 @@ from sa_railway.config.profile import PROFILES, Profile
 from sa_railway.config.url import on_railway
 from sa_railway.doctor.findings import Finding
 from sa_railway.doctor.redaction import redacted
-from sa_railway.engine.waiting import is_impatient
+from sa_railway.engine.waiting import single_attempt
 from sa_railway.engine.watchdog import limit
 
 Answer = TypeVar("Answer")
@@ -197,7 +197,7 @@ class Case:
             expired.append(guards.enter_context(limit(record.driver_connection, left)))
 
         deadline = time.monotonic() + self.timeout
-        token = is_impatient.set(True)
+        token = single_attempt.set(True)
         event.listen(self.engine, "connect", guard, insert=True)
         try:
             with guards, self.engine.connect() as connection:
@@ -212,7 +212,7 @@ class Case:
             raise
         finally:
             event.remove(self.engine, "connect", guard)
-            is_impatient.reset(token)
+            single_attempt.reset(token)
 
     def redact(self, message: str) -> str:
         """Return *message* without credentials, should a driver have put them there."""

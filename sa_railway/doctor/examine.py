@@ -20,7 +20,7 @@ from sa_railway.doctor.checks.login import explain, is_lost
 from sa_railway.doctor.findings import Diagnosis, Finding, Outcome, Result, Severity
 from sa_railway.exc import ConfigurationError
 from sa_railway.faults import first_line
-from sa_railway.recovery.gate import Gate
+from sa_railway.recovery.requirements import SchemaRequirements
 
 
 def examine(
@@ -61,7 +61,7 @@ def examine(
     # refuse what cannot be used before work begins
     load_profile(profile, {}, {})
     plan_budget(replicas, processes, 1, 0, extra=extra)
-    Gate(tables, None, "")
+    SchemaRequirements(tables, None, "")
     if not 0 < timeout < math.inf:
         raise ConfigurationError(f"timeout is {timeout!r}; allowed: more than 0 seconds")
     case = Case(url, giver, profile, replicas, processes, extra, tuple(tables), timeout)

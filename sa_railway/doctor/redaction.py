@@ -12,7 +12,7 @@ from urllib.parse import quote, quote_plus
 
 from sqlalchemy import URL
 
-from sa_railway.config.drivers import last
+from sa_railway.config.drivers import last_value
 from sa_railway.config.masking import SECRET
 
 # scheme://user:password@host; the password ends at the last "@", as one that is not encoded may
@@ -66,7 +66,7 @@ def _names(url: URL) -> Iterator[str]:
 
 def _spellings(url: URL) -> Iterator[str]:
     """Yield the secrets of *url*, as they are and as a URL or a repr has them, longest first."""
-    values = [last(value) for name, value in url.query.items() if SECRET.search(name)]
+    values = [last_value(value) for name, value in url.query.items() if SECRET.search(name)]
     secrets = filter(None, (url.password, *values))
     spelled = {f(secret) for secret in secrets for f in (str, quote, quote_plus, _escaped)}
     yield from sorted(spelled, key=len, reverse=True)

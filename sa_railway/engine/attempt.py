@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from sa_railway.config.options import CONNECT_TIMEOUTS
-from sa_railway.engine.waiting import attempt_limit
+from sa_railway.engine.waiting import single_attempt_timeout
 
 _SHORTEST = 2  # what libpq takes a connect_timeout of 1 for; 0 would be no limit at all
 
@@ -31,7 +31,7 @@ def surround(engine: Engine) -> None:
     @functools.wraps(connect)
     def attempt(*args: Any, **kwargs: Any) -> Any:
         if name is not None:
-            kwargs = _limited(kwargs, name, attempt_limit.get())
+            kwargs = _limited(kwargs, name, single_attempt_timeout.get())
         if dialect.driver == "asyncpg":
             kwargs = _for_each_host(kwargs, dialect.loaded_dbapi.asyncpg)
         return connect(*args, **kwargs)

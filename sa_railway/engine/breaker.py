@@ -33,7 +33,7 @@ class Breaker:
         # one that a signal handler can take, which connects while this thread holds it
         self._lock = threading.RLock()
         self._error: BaseException | None = None
-        self._closed_until = 0.0
+        self._open_until = 0.0
         self._probe: object = None
         self._probe_until = 0.0
 
@@ -52,8 +52,8 @@ class Breaker:
                 return False
             now = time.monotonic()
             is_probed = self._probe is not None and now < self._probe_until
-            if is_probed or now < self._closed_until:
-                raise _unavailable(max(self._closed_until - now, 0.0), self._error)
+            if is_probed or now < self._open_until:
+                raise _unavailable(max(self._open_until - now, 0.0), self._error)
             self._probe_until = now + self._probe_limit
             self._probe = caller
             return True
@@ -68,7 +68,7 @@ class Breaker:
         with self._lock:
             was_closed = self._error is None
             self._error = error
-            self._closed_until = time.monotonic() + self._pause
+            self._open_until = time.monotonic() + self._pause
             return was_closed
 
     def close(self) -> bool:

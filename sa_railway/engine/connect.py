@@ -22,13 +22,19 @@ from sa_railway import events
 from sa_railway.config.profile import Profile
 from sa_railway.engine.attempt import came_from_driver
 from sa_railway.engine.breaker import Breaker
-from sa_railway.engine.guard import guarded
+from sa_railway.engine.hooks import never_raises
 from sa_railway.engine.state import engine_name
 from sa_railway.engine.stopping import is_stopping, watch
-from sa_railway.engine.waiting import backoff_delay, is_impatient, parts, running_loop, sleeper
+from sa_railway.engine.waiting import (
+    backoff_delay,
+    parts,
+    running_loop,
+    single_attempt,
+    sleep_function,
+)
 from sa_railway.exc import DatabaseUnavailableError
 from sa_railway.faults import Fault, first_line
-from sa_railway.faults.origin import is_of_driver
+from sa_railway.faults.origin import is_driver_error
 
 logger = logging.getLogger("sa_railway.engine.connect")
 
@@ -48,7 +54,7 @@ class Patience:
         self._dialect: Any = None
         self._is_async = is_async
         self._is_asyncpg = False
-        self._sleep = sleeper(is_async=is_async)
+        self._sleep = sleep_function(is_async=is_async)
         self._breaker = Breaker(
             profile.breaker_pause, probe_limit=profile.connect_timeout + profile.breaker_pause
         )
@@ -82,7 +88,7 @@ class Patience:
 
     def _connect(self, attempt: Callable[[], Any]) -> Any:
         # in an event loop, a wait of a blocking engine would stop all of its tasks
-        if is_impatient.get() or (not self._is_async and running_loop() is not None):
+        if single_attempt.get() or (not self._is_async and running_loop() is not None):
             return attempt()
         watch()  # again: a server may have set its handler since
         this_call = object()
@@ -129,7 +135,7 @@ class Patience:
                 if delay is None:
                     _add_note(error, fault, number, time.monotonic() - started)
                     raise
-                events.announce(events.ConnectAttemptFailed(self._engine, number, delay, error))
+                events.publish(events.ConnectAttemptFailed(self._engine, number, delay, error))
                 for part in parts(delay):
                     self._sleep(part)
             else:
@@ -143,7 +149,7 @@ class Patience:
         a service for a token. asyncpg calls such functions, too, so what has come through it may
         be theirs.
         """
-        if isinstance(error, self._driver_errors) or is_of_driver(error):
+        if isinstance(error, self._driver_errors) or is_driver_error(error):
             return True
         return not self._is_asyncpg and came_from_driver(error)
 
@@ -164,7 +170,7 @@ class Patience:
                     "are one attempt each" if self._may_choose() else "fail at once",
                     *(pause, first_line(error)),
                 )
-            events.announce(events.BreakerOpened(self._engine, pause, error))
+            events.publish(events.BreakerOpened(self._engine, pause, error))
             return None
         if number == 1:
             logger.warning(
@@ -178,13 +184,13 @@ class Patience:
     def _succeeded(self, attempts: int, seconds: float) -> None:
         if self._breaker.close():
             logger.info("%s: the server can be reached again", self._engine)
-            events.announce(events.BreakerClosed(self._engine))
+            events.publish(events.BreakerClosed(self._engine))
         if attempts > 1:
             logger.info(
                 "%s: connected at attempt %d, after %.1f s", self._engine, attempts, seconds
             )
-        if events.Connected in events.heard:
-            events.announce(events.Connected(self._engine, attempts, seconds))
+        if events.Connected in events.subscribed_types:
+            events.publish(events.Connected(self._engine, attempts, seconds))
 
 
 def _add_note(error: BaseException, fault: Fault, attempts: int, seconds: float) -> None:
@@ -192,7 +198,7 @@ def _add_note(error: BaseException, fault: Fault, attempts: int, seconds: float)
     error.add_note(f"sa_railway: {fault.advice} ({tried})")
 
 
-@guarded
+@never_raises
 def _explain(context: ExceptionContext) -> None:
     """Carry the note of the driver's exception over to SQLAlchemy's, which people see."""
     if context.connection is None and context.sqlalchemy_exception is not None:

@@ -24,11 +24,11 @@ from sqlalchemy.util import queue
 
 from sa_railway import events
 from sa_railway.config.profile import Profile
-from sa_railway.engine.guard import guarded
+from sa_railway.engine.hooks import never_raises
 from sa_railway.engine.state import engine_name
 from sa_railway.exc import RailwayError
 from sa_railway.faults import FaultKind, classify
-from sa_railway.faults.origin import is_of_database, severity_of
+from sa_railway.faults.origin import is_database_error, severity_of
 
 logger = logging.getLogger("sa_railway.engine.disconnect")
 
@@ -63,21 +63,21 @@ class _Judge:
     def connect(self, _connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         record.info[_MADE_AT] = time.monotonic()
 
-    @guarded
+    @never_raises
     def handle_error(self, context: ExceptionContext) -> None:
         connection, error = context.connection, context.original_exception
         if context.is_pre_ping or connection is None or connection.invalidated:
             return
         if isinstance(error, RailwayError):
             return  # which says itself what has become of the connection
-        if not is_of_database(context.sqlalchemy_exception or error):
+        if not is_database_error(context.sqlalchemy_exception or error):
             return  # the application's own, raised within SQLAlchemy or the driver
         verdict = self._is_disconnect(context, connection)
         if verdict is not None and verdict != context.is_disconnect:
             logger.info("%s: %s is a disconnect: %s", self._name, error, verdict)
             context.is_disconnect = verdict
         if context.is_disconnect:
-            events.announce(events.DisconnectSeen(self._name, error))
+            events.publish(events.DisconnectSeen(self._name, error))
 
     def _is_disconnect(self, context: ExceptionContext, connection: Connection) -> bool | None:
         """Return the verdict on the error, or None to leave it to SQLAlchemy."""
@@ -108,7 +108,7 @@ class _Judge:
         self._left_at = now
         return True
 
-    @guarded
+    @never_raises
     def invalidate(
         self,
         _connection: DBAPIConnection,

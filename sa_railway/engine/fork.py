@@ -25,7 +25,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, SingletonThreadPool, Stat
 
 from sa_railway.engine import process
 from sa_railway.engine.driver import Identity, descriptor_of, identity
-from sa_railway.engine.guard import guarded
+from sa_railway.engine.hooks import never_raises
 from sa_railway.engine.known import Known
 
 
@@ -53,7 +53,7 @@ def listen(engine: Engine) -> None:
     _engines.add(engine)
     owner = weakref.ref(engine)
 
-    @guarded
+    @never_raises
     def remember(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         process.renew()
         connection = record.driver_connection
@@ -98,7 +98,7 @@ def _renew() -> None:
         _renew_pool(engine)
 
 
-@guarded
+@never_raises
 def _end_in_silence(engine: Engine) -> None:
     """Roll back nothing that the parent has begun; the blocks that the child leaves just end."""
     dialect: Any = engine.dialect
@@ -117,7 +117,7 @@ def _end_in_silence(engine: Engine) -> None:
         setattr(dialect, name, unless_inherited(getattr(dialect, name)))
 
 
-@guarded
+@never_raises
 def _cut_off(opened: list[tuple[Any, _Opened]]) -> None:
     """Replace the descriptors of the parent's connections by the end of a broken socket pair."""
     if not opened:
@@ -133,7 +133,7 @@ def _cut_off(opened: list[tuple[Any, _Opened]]) -> None:
                 os.dup2(ours.fileno(), descriptor, inheritable=False)
 
 
-@guarded
+@never_raises
 def _renew_pool(engine: Engine) -> None:
     """Give the child a new pool; the old one is dropped, and its locks with it."""
     if engine.dialect.name == "sqlite":

@@ -17,7 +17,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from sa_railway.config.profile import Profile
 from sa_railway.engine.driver import descriptor_of, duplicate
-from sa_railway.engine.guard import guarded
+from sa_railway.engine.hooks import never_raises
 
 
 def listen(engine: Engine, profile: Profile) -> None:
@@ -26,7 +26,7 @@ def listen(engine: Engine, profile: Profile) -> None:
         return
     options = list(_options(profile))
 
-    @guarded
+    @never_raises
     def connect(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         descriptor = descriptor_of(record.driver_connection)
         if descriptor is None:

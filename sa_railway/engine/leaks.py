@@ -26,7 +26,7 @@ import sqlalchemy
 from sqlalchemy import Engine, event
 
 from sa_railway import events
-from sa_railway.engine.guard import guarded
+from sa_railway.engine.hooks import never_raises
 from sa_railway.engine.rounds import rounds
 from sa_railway.engine.state import engine_name
 
@@ -95,7 +95,7 @@ def _hold(seconds: float, place: traceback.FrameSummary) -> Hold:
     return Hold(seconds, Path(place.filename).name, place.lineno, place.name)
 
 
-# --- what happens at every checkout: written for speed, and guarded only where it can fail ---
+# --- what happens at every checkout: written for speed, and never_raises only where it can fail ---
 
 
 def _checkout(holdings: _Holdings, *, is_async: bool) -> Callable[..., None]:
@@ -134,7 +134,7 @@ def _checkin(holdings: _Holdings) -> Callable[..., None]:
     return checkin
 
 
-@guarded
+@never_raises
 def _awaiting() -> Stack:
     """Return where the coroutine waits: the driver runs in a greenlet, which has its own stack."""
     from greenlet import getcurrent  # SQLAlchemy needs it for asyncio only
@@ -176,7 +176,7 @@ class _Holdings:
                 self.reported[key] = held
                 self._tell(held, now - held[0])
 
-    @guarded
+    @never_raises
     def _tell(self, held: Held, seconds: float) -> None:
         stack = "".join(_summaries(held[1]).format()).rstrip()
         logger.warning(
@@ -184,9 +184,9 @@ class _Holdings:
             "It was checked out here:\n%s",
             *(self._engine, seconds, self.leak_after, stack),
         )
-        events.announce(events.Leaked(self._engine, seconds, stack))
+        events.publish(events.Leaked(self._engine, seconds, stack))
 
-    @guarded
+    @never_raises
     def tell_of_return(self, key: int, was_held: Held | None) -> None:
         """Say that a connection is back, if it is one that was reported."""
         if was_held is None or self.reported.pop(key, None) is not was_held:
@@ -197,7 +197,7 @@ class _Holdings:
             "%s: a connection came back after %.1f s; it was checked out in %s, line %s, in %s",
             *(self._engine, seconds, place.filename, place.lineno, place.name),
         )
-        events.announce(events.LeakReturned(self._engine, seconds))
+        events.publish(events.LeakReturned(self._engine, seconds))
 
     def forget_parent(self) -> None:
         """Begin afresh in a forked child, whose pool is empty."""

@@ -20,7 +20,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from sa_railway import events
 from sa_railway.config.profile import Profile
-from sa_railway.engine.guard import guarded
+from sa_railway.engine.hooks import never_raises
 from sa_railway.engine.native import Lock
 from sa_railway.engine.rounds import rounds
 from sa_railway.engine.state import engine_name
@@ -44,7 +44,7 @@ def listen(engine: Engine, profile: Profile) -> None:
 def _listen_recycling(engine: Engine, profile: Profile) -> None:
     """Recycle each connection up to a share of ``pool_recycle`` earlier than the next one."""
 
-    @guarded
+    @never_raises
     def connect(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         share = random.uniform(0, profile.recycle_jitter)  # noqa: S311 - spreads load, guards nothing
         record.info[_RECYCLE_AT] = time.monotonic() + profile.pool_recycle * (1 - share)
@@ -54,7 +54,7 @@ def _listen_recycling(engine: Engine, profile: Profile) -> None:
         if time.monotonic() > record.info.get(_RECYCLE_AT, float("inf")):
             retire(record)
 
-    @guarded
+    @never_raises
     def retire(record: ConnectionPoolEntry) -> None:
         # soft: the pool closes it at its next checkout, where it would look for pool_recycle too
         record.invalidate(soft=True)
@@ -87,11 +87,11 @@ def _listen_release(engine: Engine, idle_release: float) -> None:
     """Close the connections of *engine* that have been idle for *idle_release* seconds."""
     releaser = _Releaser(engine, idle_release)
 
-    @guarded
+    @never_raises
     def connect(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         record.info[_IDLENESS] = releaser.track(record)
 
-    @guarded
+    @never_raises
     def checkin(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         idleness = record.info.get(_IDLENESS)
         if idleness is not None and dbapi_connection is not None:  # None: it was invalidated
@@ -99,7 +99,7 @@ def _listen_release(engine: Engine, idle_release: float) -> None:
             idleness.since = time.monotonic()
             rounds.wake()
 
-    @guarded
+    @never_raises
     def checkout(
         dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry, proxy: object
     ) -> None:
@@ -139,7 +139,7 @@ class _Releaser:
             self._tracked.add(idleness)
         return idleness
 
-    @guarded
+    @never_raises
     def look(self) -> None:
         """Release those that have been idle for too long."""
         with self._lock:
@@ -149,7 +149,7 @@ class _Releaser:
             if seconds is not None:
                 _close(idleness)
                 logger.info("%s: closed a connection idle for %.0f s", self._engine, seconds)
-                events.announce(events.IdleReleased(self._engine, seconds))
+                events.publish(events.IdleReleased(self._engine, seconds))
 
     def _claim(self, idleness: _Idleness) -> float | None:
         """Take the connection if it has been idle for too long; return for how long."""
@@ -163,7 +163,7 @@ class _Releaser:
             return seconds
 
 
-@guarded
+@never_raises
 def _close(idleness: _Idleness) -> None:
     """Close the driver's connection without waiting."""
     record, connection = idleness.record(), idleness.connection

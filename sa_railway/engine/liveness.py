@@ -50,13 +50,13 @@ logger = logging.getLogger("sa_railway.engine.liveness")
 _POOLED = "railway_pooled"  # in the record's info, which SQLAlchemy clears when it reconnects
 
 
-class Look(Enum):
+class SocketState(Enum):
     """What a socket tells without a round trip."""
 
-    QUIET = "quiet"  # nothing has arrived since the last answer
+    NOTHING_TO_READ = "quiet"  # nothing has arrived since the last answer
     READABLE = "readable"  # a notification, a notice, or the server's farewell
     CLOSED = "closed"
-    BLIND = "blind"  # the driver shows no socket
+    UNKNOWN = "blind"  # the driver shows no socket
 
 
 def listen(engine: Engine, profile: Profile, *, pool_pings: bool) -> None:
@@ -108,7 +108,9 @@ def _end_in_its_loop(connection: Any, loop: asyncio.AbstractEventLoop) -> None:
             loop.call_soon_threadsafe(terminate)
 
 
-_QUIET = Look.QUIET  # to get a member of an enumeration takes longer than the look
+_NOTHING_TO_READ = (
+    SocketState.NOTHING_TO_READ
+)  # to get a member of an enumeration takes longer than the look
 _HUNG_UP = 0
 if native.poll is not None:  # Windows has none: every check is a ping there
     # POLLRDHUP, on Linux, shows the peer's FIN even behind unread data, which TLS would hide
@@ -137,10 +139,10 @@ class _Pooled:
         self._poller = native.poll() if native.poll is not None else None
         self._registered = -1
 
-    def look(self, connection: Any) -> Look:
+    def socket_state(self, connection: Any) -> SocketState:
         """Look at the connection's socket without sending or reading anything. Never raises."""
         if self._poller is None or self._descriptor_of is None:
-            return Look.BLIND
+            return SocketState.UNKNOWN
         try:
             # asked each time: a driver that has closed its socket refuses, and its number may
             # be another one's by now
@@ -149,11 +151,11 @@ class _Pooled:
                 self._poller.register(descriptor, select.POLLIN | _HUNG_UP)
                 self._registered = descriptor
         except Exception:  # noqa: BLE001 - each driver has its own error for a closed connection
-            return Look.CLOSED
+            return SocketState.CLOSED
         ready = self._poller.poll(0)
         if not ready:
-            return _QUIET
-        return Look.CLOSED if ready[0][1] & _HUNG_UP else Look.READABLE
+            return _NOTHING_TO_READ
+        return SocketState.CLOSED if ready[0][1] & _HUNG_UP else SocketState.READABLE
 
 
 _UNLIMITED = contextlib.nullcontext[Callable[[], bool]](lambda: False)  # never expires
@@ -167,7 +169,7 @@ class _Liveness:
     """The check of one engine.
 
     All hooks are on the way of every checkout, where a microsecond is a tenth of the whole; so only
-    what seldom runs is guarded, and the rest cannot fail.
+    what seldom runs is never_raises, and the rest cannot fail.
     """
 
     def __init__(self, engine: Engine, profile: Profile) -> None:
@@ -242,7 +244,7 @@ class _Liveness:
         if (
             since is not None
             and time.monotonic() - since < self._trust_idle
-            and pooled.look(connection) is _QUIET
+            and pooled.socket_state(connection) is _NOTHING_TO_READ
             and (not self._counts_bytes or _has_read_nothing(connection, pooled))
         ):
             return True
@@ -267,7 +269,9 @@ class _Liveness:
         """Ping within a deadline, also where the socket is closed: listeners learn of the loss."""
         self._warn_if_gevent_is_blocked()
         started = time.monotonic()
-        is_closed = look(connection) is Look.CLOSED  # then nothing has to be waited for
+        is_closed = (
+            socket_state(connection) is SocketState.CLOSED
+        )  # then nothing has to be waited for
         if not is_closed and is_in_transaction(connection):
             # Several share it, or it came back without a reset. A ping would end the transaction.
             return True
@@ -287,8 +291,8 @@ class _Liveness:
         if not is_alive or expired():  # also between the answer and the end of the block
             how = self._announce(is_closed=is_closed, is_expired=expired())
             raise InvalidatePoolError(f"the connection was stale at checkout (seen by: {how})")
-        if events.Pinged in events.heard:
-            events.announce(events.Pinged(self._engine, time.monotonic() - started))
+        if events.Pinged in events.subscribed_types:
+            events.publish(events.Pinged(self._engine, time.monotonic() - started))
         return True
 
     def _timeout(self, connection: Any) -> float:
@@ -298,7 +302,7 @@ class _Liveness:
     def _announce(self, *, is_closed: bool, is_expired: bool) -> str:
         """Say that the connection is stale; return how this was seen."""
         how = "socket" if is_closed else "deadline" if is_expired else "ping"
-        events.announce(events.StaleFound(self._engine, how))
+        events.publish(events.StaleFound(self._engine, how))
         logger.info("%s: discarded a stale connection (seen by: %s)", self._engine, how)
         return how
 
@@ -325,12 +329,12 @@ def _has_read_nothing(asyncpg_connection: Any, pooled: _Pooled) -> bool:
 
 def _is_lost(error: Exception, driver_connection: Any) -> bool:
     """Return whether a ping that SQLAlchemy takes for answered was not: we know more losses."""
-    return look(driver_connection) is Look.CLOSED or classify(error).connection_lost
+    return socket_state(driver_connection) is SocketState.CLOSED or classify(error).connection_lost
 
 
-def look(driver_connection: Any) -> Look:
+def socket_state(driver_connection: Any) -> SocketState:
     """Look at the connection's socket without sending or reading anything. Never raises."""
-    return _Pooled(driver_connection).look(driver_connection)
+    return _Pooled(driver_connection).socket_state(driver_connection)
 
 
 def _descriptor_function(driver_connection: Any) -> Callable[[Any], int] | None:

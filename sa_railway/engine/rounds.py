@@ -6,7 +6,7 @@ import weakref
 from typing import Protocol
 
 from sa_railway.engine import native, process
-from sa_railway.engine.guard import guarded
+from sa_railway.engine.hooks import never_raises
 
 
 class Watched(Protocol):
@@ -41,7 +41,7 @@ class _Rounds:
             self._watched.add(watched)
             self._bell.ring()  # it may be in more of a hurry than the others
 
-    @guarded
+    @never_raises
     def wake(self) -> None:
         """Start the thread, unless it runs."""
         if self.is_asleep:
@@ -76,6 +76,6 @@ rounds = _Rounds()
 """For all behaviours. Deadlines have a thread to themselves: what is done here may take a while."""
 
 
-@guarded
+@never_raises
 def _look(watched: Watched) -> None:
     watched.look()

@@ -14,10 +14,12 @@ from sqlalchemy.util import await_only
 
 from sa_railway.engine.stopping import is_stopping
 
-is_impatient: ContextVar[bool] = ContextVar("is_impatient", default=False)
+single_attempt: ContextVar[bool] = ContextVar("single_attempt", default=False)
 """Set where the caller has its own rhythm: one attempt, and no breaker."""
 
-attempt_limit: ContextVar[float] = ContextVar("attempt_limit", default=float("inf"))
+single_attempt_timeout: ContextVar[float] = ContextVar(
+    "single_attempt_timeout", default=float("inf")
+)
 """Seconds that such an attempt may take, for each address of the server; from 2 on."""
 
 _LONGEST_SLEEP = 0.25  # within which a process that is being stopped stops waiting
@@ -39,7 +41,7 @@ def backoff_delay(number: int, *, base: float, cap: float) -> float:
     return random.uniform(0, ceiling)  # noqa: S311 - spreads load, guards nothing
 
 
-def sleeper(*, is_async: bool) -> Callable[[float], None]:
+def sleep_function(*, is_async: bool) -> Callable[[float], None]:
     """Return the ``sleep()`` of an engine: one of asyncio lets its event loop run meanwhile."""
     return _sleep_in_loop if is_async else _sleep
 

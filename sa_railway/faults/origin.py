@@ -15,20 +15,20 @@ DRIVERS = frozenset({"psycopg2", "psycopg", "asyncpg"})
 _BENEATH_ASYNCPG = sys.stdlib_module_names | {"asyncpg", "uvloop", "winloop"}
 
 
-def is_of_database(error: BaseException) -> bool:
+def is_database_error(error: BaseException) -> bool:
     """Return whether *error* itself is SQLAlchemy's or a driver's.
 
     An error that was raised from a database's error is not one: it says something else now. A group
     is one if all its members are.
     """
     if isinstance(error, ExceptionGroup):
-        return all(map(is_of_database, error.exceptions))
+        return all(map(is_database_error, error.exceptions))
     if isinstance(error, StatementError) and not isinstance(error, DBAPIError):
-        return error.orig is not None and is_of_database(error.orig)  # a value's own conversion
-    return "sqlalchemy" in _packages_of_class(error) or is_of_driver(error)
+        return error.orig is not None and is_database_error(error.orig)  # a value's own conversion
+    return "sqlalchemy" in _packages_of_class(error) or is_driver_error(error)
 
 
-def is_of_driver(error: BaseException) -> bool:
+def is_driver_error(error: BaseException) -> bool:
     """Return whether *error* itself is that of a driver that is known.
 
     asyncpg raises ``OSError`` and ``TimeoutError`` as they are, and so do HTTP clients, time limits

@@ -10,7 +10,7 @@ from flask import current_app, has_app_context
 
 from sa_railway.engine.state import has_plugin, profile_of
 from sa_railway.exc import ConfigurationError
-from sa_railway.flask import circumstances, uncommitted
+from sa_railway.flask import context, uncommitted
 from sa_railway.flask.commands import add_commands
 from sa_railway.flask.database import Database, database_of, teardown_before
 from sa_railway.flask.routes import (
@@ -23,7 +23,7 @@ from sa_railway.flask.routes import (
 )
 from sa_railway.flask.teardown import end_sessions
 from sa_railway.metrics import collect
-from sa_railway.recovery.sessions import OpenSession, add_source
+from sa_railway.recovery.sessions import OpenSession, add_session_finder
 
 if TYPE_CHECKING:
     import flask_sqlalchemy
@@ -122,8 +122,8 @@ class Railway:
                 uncommitted.watch(engine)
                 collect.listen(engine, profile_of(engine))
         app.extensions["railway"] = state
-        circumstances.watch(app, always=state.leftovers == "commit")
-        add_source(_current_session)
+        context.watch(app, always=state.leftovers == "commit")
+        add_session_finder(_current_session)
         teardown_before(app, state.db, state.end_sessions)
 
 
@@ -155,7 +155,7 @@ def _current_session() -> OpenSession | None:
     if session is None:
         return None
     left = uncommitted.Uncommitted.of(session)
-    return OpenSession(session, is_taken=bool(left))
+    return OpenSession(session, had_transaction=bool(left))
 
 
 def _warn_if_unprotected(app: Flask, database: Database, name: str, engine: Engine) -> None:

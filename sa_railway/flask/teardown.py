@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from sa_railway import events
 from sa_railway.engine.state import engine_name
-from sa_railway.flask.circumstances import Circumstances
+from sa_railway.flask.context import EndedContext
 from sa_railway.flask.uncommitted import Uncommitted, connections_of
 
 if TYPE_CHECKING:
@@ -43,19 +43,19 @@ def end_sessions(database: Database, error: BaseException | None, *, commit: boo
         return
     try:
         if sessions:
-            _end_each(sessions, partial(Circumstances, error), commit=commit)
+            _end_each(sessions, partial(EndedContext, error), commit=commit)
     finally:
         try:
             if async_sessions:
                 end_each = current_app.ensure_sync(_end_each_async)
-                end_each(async_sessions, Circumstances(error), commit=commit)
+                end_each(async_sessions, EndedContext(error), commit=commit)
         finally:
             database.forget()
 
 
 # What has ended is looked at only where that matters, since most requests leave nothing. Another
 # thread, in which asyncio may run, knows nothing of a command, so it gets what was seen here.
-Look = Callable[[], Circumstances]
+Look = Callable[[], EndedContext]
 
 
 def _end_each(sessions: Sequence[Session], look: Look, *, commit: bool) -> None:
@@ -69,21 +69,21 @@ def _end_each(sessions: Sequence[Session], look: Look, *, commit: bool) -> None:
 
 
 async def _end_each_async(
-    sessions: Sequence[AsyncSession], circumstances: Circumstances, *, commit: bool
+    sessions: Sequence[AsyncSession], ended: EndedContext, *, commit: bool
 ) -> None:
     first, *others = sessions
     try:
-        await first.run_sync(_end, lambda: circumstances, commit=commit)
+        await first.run_sync(_end, lambda: ended, commit=commit)
     finally:
         if others:
-            await _end_each_async(others, circumstances, commit=commit)
+            await _end_each_async(others, ended, commit=commit)
 
 
 def _end(session: Session, look: Look, *, commit: bool) -> None:
     try:
         left = Uncommitted.of(session)
         is_left = bool(left)
-        commit = commit and (is_left or left.perhaps) and not look().failed
+        commit = commit and (is_left or left.may_have_written) and not look().failed
         engines = {each.engine for each in connections_of(session)} if is_left else set()
         if commit:
             session.commit()
@@ -109,11 +109,11 @@ def _close(session: Session) -> None:
             connection.close()
 
 
-def _log(left: Uncommitted, circumstances: Circumstances, *, committed: bool) -> None:
-    where = circumstances.where
+def _log(left: Uncommitted, ended: EndedContext, *, committed: bool) -> None:
+    where = ended.where
     if committed:
         logger.info("Committed what %s left uncommitted (%s)", where, left)
-    elif circumstances.failed:
+    elif ended.failed:
         logger.debug("Rolled back what %s left uncommitted when it failed (%s)", where, left)
     else:
         logger.warning(
@@ -124,6 +124,6 @@ def _log(left: Uncommitted, circumstances: Circumstances, *, committed: bool) ->
         )
 
 
-def _announce(engines: Iterable[Engine], circumstances: Circumstances) -> None:
+def _announce(engines: Iterable[Engine], ended: EndedContext) -> None:
     for name in {engine_name(engine) for engine in engines} or {""}:
-        events.announce(events.LeftoversRolledBack(name, circumstances.where, circumstances.failed))
+        events.publish(events.LeftoversRolledBack(name, ended.where, ended.failed))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
     from sqlalchemy.orm import SessionTransaction
 
-_WRITES, _PERHAPS = attrgetter("writes"), attrgetter("perhaps")
+_WRITES, _MAY_HAVE_WRITTEN = attrgetter("writes"), attrgetter("may_have_written")
 
 _watched: WeakSet[Any] = WeakSet()  # dialects, which an engine and its copies have in common
 
@@ -34,14 +34,14 @@ class Uncommitted(NamedTuple):
         changed: objects to update with it.
         deleted: objects to delete with it.
         writes: statements that have written in the open transaction, those of flushes included.
-        perhaps: whether another one may have, such as a query that calls a function.
+        may_have_written: whether another one may have, such as a query that calls a function.
     """
 
     new: int
     changed: int
     deleted: int
     writes: int
-    perhaps: bool
+    may_have_written: bool
 
     @classmethod
     def of(cls, session: Session) -> Uncommitted:
@@ -62,7 +62,7 @@ class Uncommitted(NamedTuple):
             changed=sum(_is_modified(session, each) for each in session.dirty),
             deleted=len(session.deleted),
             writes=sum(map(_WRITES, tallies)),
-            perhaps=any(map(_PERHAPS, tallies)),
+            may_have_written=any(map(_MAY_HAVE_WRITTEN, tallies)),
         )
 
     def __bool__(self) -> bool:
@@ -96,7 +96,7 @@ def _is_over(connection: Connection) -> bool:
     return connection.dialect.name == "postgresql" and is_idle(driver)
 
 
-_NOTHING = Uncommitted(0, 0, 0, 0, perhaps=False)
+_NOTHING = Uncommitted(0, 0, 0, 0, may_have_written=False)
 
 
 def connections_of(session: Session) -> list[Connection]:
@@ -150,7 +150,7 @@ class _Tally:
     """How many statements have written on a connection, and how many had at each savepoint."""
 
     writes: int = 0
-    perhaps: bool = False
+    may_have_written: bool = False
     at_savepoint: dict[str, int] = field(default_factory=dict)
 
 
@@ -170,7 +170,7 @@ def _executed(statement: object, context: Any) -> None:
     if writes is Writes.YES:
         tally.writes += 1
     else:
-        tally.perhaps = True
+        tally.may_have_written = True
 
 
 # The connections on which each session has begun. Its own info belongs to the application.

@@ -21,10 +21,10 @@ from sqlalchemy import Engine
 from sa_railway.config.token import configured_token, may_see, refusal_text
 from sa_railway.engine.state import profile_of
 from sa_railway.health.history import round_trips, statements
-from sa_railway.health.page import Subject, content_security_policy, render
+from sa_railway.health.page import DatabaseView, content_security_policy, render
 from sa_railway.health.probe import Probe, start_probe
 from sa_railway.health.readiness import Readiness, readiness
-from sa_railway.health.report import HealthReport, Status, as_sync, report_on
+from sa_railway.health.report import HealthReport, Status, build_report, counted_sync_engine
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -130,7 +130,7 @@ def by_name(engines: Engines) -> dict[str, Engine]:
     """Return *engines* by their names; a single one is ``default``."""
     if not isinstance(engines, Mapping):
         engines = {"default": engines}
-    return {name: as_sync(engine) for name, engine in engines.items()}
+    return {name: counted_sync_engine(engine) for name, engine in engines.items()}
 
 
 def ask(engines: Mapping[str, Engine]) -> dict[str, Probe]:
@@ -171,7 +171,7 @@ def database(
 
     A critical status is 503 as JSON, for monitors. The page is always 200: it is there.
     """
-    reports = {name: report_on(engine, probes[name]) for name, engine in engines.items()}
+    reports = {name: build_report(engine, probes[name]) for name, engine in engines.items()}
     status = min((report.status for report in reports.values()), key=list(Status).index)
     application = os.environ.get("RAILWAY_SERVICE_NAME") or application
     if html and find_spec("jinja2") is not None:
@@ -193,7 +193,7 @@ def _page(
     application: str | None,
 ) -> Answer:
     subjects = {
-        name: Subject(
+        name: DatabaseView(
             report,
             profile_of(engines[name]),
             statements(engines[name], report.window.seconds),

@@ -18,7 +18,7 @@ from sa_railway.config.profile import Profile
 from sa_railway.health import plots
 from sa_railway.health.history import RoundTrip
 from sa_railway.health.report import HealthReport, Status
-from sa_railway.health.rules import in_words
+from sa_railway.health.rules import humanize
 from sa_railway.metrics.snapshot import Window
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _PICTURES = (plots.rate_plot, plots.round_trip_plot, plots.pool_picture, plots.l
 
 
 @dataclass(frozen=True)
-class Subject:
+class DatabaseView:
     """One database of the application, as the page shows it."""
 
     report: HealthReport
@@ -63,7 +63,11 @@ def content_security_policy(nonce: str) -> str:
 
 
 def render(
-    subjects: Mapping[str, Subject], *, status: Status, nonce: str, application: str | None = None
+    subjects: Mapping[str, DatabaseView],
+    *,
+    status: Status,
+    nonce: str,
+    application: str | None = None,
 ) -> str:
     """Return the page.
 
@@ -104,7 +108,7 @@ def _template() -> Template:
         "number": "{:,g}".format,
         "percent": _percent,
         "seconds": "{:,.1f} s".format,
-        "words": in_words,
+        "words": humanize,
     }
     # they return markup, and escape what they are given
     pictures = {draw.__name__: as_markup(draw) for draw in _PICTURES}

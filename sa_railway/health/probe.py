@@ -33,7 +33,7 @@ from sa_railway.config.profile import Profile
 from sa_railway.engine import process
 from sa_railway.engine.native import Lock
 from sa_railway.engine.state import profile_of
-from sa_railway.engine.waiting import attempt_limit, is_impatient
+from sa_railway.engine.waiting import single_attempt, single_attempt_timeout
 from sa_railway.engine.watchdog import Patience, limit
 from sa_railway.faults import FaultKind, classify
 from sa_railway.faults.conditions import CONDITIONS
@@ -257,9 +257,9 @@ class _Prober:
 
 def _be_impatient(profile: Profile) -> None:
     """Connect once; for the thread or the task of a probe."""
-    is_impatient.set(True)
+    single_attempt.set(True)
     # no caller waits for longer, and each shall be given the cause
-    attempt_limit.set(profile.probe_timeout + 1)
+    single_attempt_timeout.set(profile.probe_timeout + 1)
 
 
 def _ask(engine: Engine, profile: Profile, pending: PendingProbe) -> Probe:

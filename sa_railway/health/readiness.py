@@ -36,7 +36,7 @@ def readiness(engine: Engine, probe: Probe) -> tuple[Readiness, str]:
     """
     pool = PoolState.of(engine)
     is_saturated = pool is not None and pool.is_saturated
-    still = _standstill(engine, is_saturated=is_saturated)
+    still = _stalled_for(engine, is_saturated=is_saturated)
     if probe.failure is not None:
         # what the pool has open works on
         is_served = probe.is_full and pool is not None and pool.is_open
@@ -53,21 +53,21 @@ def readiness(engine: Engine, probe: Probe) -> tuple[Readiness, str]:
 
 # By the dialect, which an engine and its copies have in common: how many connections had been
 # returned to the pool when it was first seen exhausted, and when that was.
-_standstills: weakref.WeakKeyDictionary[Any, tuple[int, float]] = weakref.WeakKeyDictionary()
+_stalled: weakref.WeakKeyDictionary[Any, tuple[int, float]] = weakref.WeakKeyDictionary()
 
 
-def _standstill(engine: Engine, *, is_saturated: bool) -> float:
+def _stalled_for(engine: Engine, *, is_saturated: bool) -> float:
     """Return for how many seconds the pool is known to be exhausted without a return.
 
     Nothing watches it for that; it is known from one call to the next.
     """
     held = snapshot(engine).histograms.get("hold") if is_saturated else None
     if held is None:
-        _standstills.pop(engine.dialect, None)
+        _stalled.pop(engine.dialect, None)
         return 0.0
     now = time.monotonic()
-    count, since = _standstills.get(engine.dialect, (-1, now))
+    count, since = _stalled.get(engine.dialect, (-1, now))
     if count != held.count:
-        _standstills[engine.dialect] = (held.count, now)
+        _stalled[engine.dialect] = (held.count, now)
         return 0.0
     return now - since

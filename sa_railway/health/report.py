@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from sa_railway.engine.state import profile_of
 from sa_railway.health.pool import PoolState
 from sa_railway.health.probe import Probe, ServerFacts, start_probe, start_probe_in_loop
-from sa_railway.health.rules import Facts, Recommendation, Severity, judge
+from sa_railway.health.rules import Recommendation, RuleInput, Severity, judge
 from sa_railway.metrics import collect
 from sa_railway.metrics.counters import Counters, counters_of
 from sa_railway.metrics.snapshot import Processes, Window, processes, snapshot, window
@@ -98,21 +98,21 @@ def check_health(engine: Engine | AsyncEngine) -> HealthReport:
     Returns:
         a report, whatever the server and the pool do.
     """
-    sync_engine = as_sync(engine)
-    return report_on(sync_engine, start_probe(sync_engine).wait())
+    sync_engine = counted_sync_engine(engine)
+    return build_report(sync_engine, start_probe(sync_engine).wait())
 
 
 async def check_health_async(engine: Engine | AsyncEngine) -> HealthReport:
     """Do the same without blocking the event loop."""
-    sync_engine = as_sync(engine)
-    return report_on(sync_engine, await start_probe_in_loop(sync_engine).wait_async())
+    sync_engine = counted_sync_engine(engine)
+    return build_report(sync_engine, await start_probe_in_loop(sync_engine).wait_async())
 
 
-def report_on(engine: Engine, answer: Probe) -> HealthReport:
+def build_report(engine: Engine, answer: Probe) -> HealthReport:
     """Put together what is known of *engine*, given the *answer* of its server."""
     profile = profile_of(engine)
     now, counters = snapshot(engine), counters_of(engine)
-    facts = Facts(
+    facts = RuleInput(
         profile=profile,
         probe=answer,
         pool=PoolState.of(engine, waiting=int(now.gauges.get("waiting", 0))),
@@ -143,7 +143,7 @@ def _since(counters: Counters | None) -> datetime | None:
     return datetime.now(UTC) - timedelta(seconds=time.monotonic() - counters.began)
 
 
-def as_sync(engine: Engine | AsyncEngine) -> Engine:
+def counted_sync_engine(engine: Engine | AsyncEngine) -> Engine:
     """Return the ``Engine`` that *engine* is, or that an ``AsyncEngine`` surrounds.
 
     What happens to it is counted from now on, if it was not before.

@@ -42,7 +42,7 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
-class Facts:
+class RuleInput:
     """What the rules look at."""
 
     profile: Profile
@@ -51,13 +51,13 @@ class Facts:
     window: Window
 
 
-def judge(facts: Facts) -> list[Recommendation]:
+def judge(facts: RuleInput) -> list[Recommendation]:
     """Return what the rules find in *facts*, the worst first."""
     found = [recommendation for rule in _RULES if (recommendation := rule(facts))]
     return sorted(found, key=lambda r: list(Severity).index(r.severity))
 
 
-def in_words(seconds: float) -> str:
+def humanize(seconds: float) -> str:
     """Return a time as people say it, such as ``"5 minutes"``."""
     for unit, length in (("hour", 3600), ("minute", 60)):
         if seconds >= length and seconds % length == 0:
@@ -69,14 +69,14 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def _server(facts: Facts) -> Recommendation | None:
+def _server(facts: RuleInput) -> Recommendation | None:
     probe = facts.probe
     if probe.failure is None:
         return None
     return Recommendation(Severity.CRITICAL, "server", probe.failure, probe.advice)
 
 
-def _connections(facts: Facts) -> Recommendation | None:
+def _connections(facts: RuleInput) -> Recommendation | None:
     server, profile = facts.probe.server, facts.profile
     if server is None:
         return None
@@ -94,7 +94,7 @@ def _connections(facts: Facts) -> Recommendation | None:
     )
 
 
-def _success_rate(facts: Facts) -> Recommendation | None:
+def _success_rate(facts: RuleInput) -> Recommendation | None:
     window, least = facts.window, facts.profile.health_success_rate
     rate = window.success_rate
     if rate is None or rate >= least:
@@ -103,14 +103,14 @@ def _success_rate(facts: Facts) -> Recommendation | None:
     return Recommendation(
         Severity.WARNING,
         "success_rate",
-        f"{window.failures:,} of {statements} failed in the last {in_words(window.seconds)}: "
+        f"{window.failures:,} of {statements} failed in the last {humanize(window.seconds)}: "
         f"{rate:.1%} succeeded, and {least:.1%} should.",
         "Look for their errors in the application's log; what sa_railway adds to an error says "
         "what to do.",
     )
 
 
-def _reconnections(facts: Facts) -> Recommendation | None:
+def _reconnections(facts: RuleInput) -> Recommendation | None:
     window = facts.window
     if window.reconnections <= facts.profile.health_reconnections:
         return None
@@ -118,13 +118,13 @@ def _reconnections(facts: Facts) -> Recommendation | None:
         Severity.WARNING,
         "reconnections",
         f"Connections were lost and replaced {window.reconnections:,} times in the last "
-        f"{in_words(window.seconds)}.",
+        f"{humanize(window.seconds)}.",
         "Look into the log of the database service for restarts. If it has none, a proxy or a "
         "timeout ends connections that are idle: lower pool_recycle below its limit.",
     )
 
 
-def _rollbacks(facts: Facts) -> Recommendation | None:
+def _rollbacks(facts: RuleInput) -> Recommendation | None:
     window = facts.window
     if window.rollbacks <= facts.profile.health_rollbacks:
         return None
@@ -132,12 +132,12 @@ def _rollbacks(facts: Facts) -> Recommendation | None:
         Severity.WARNING,
         "rollbacks",
         f"{window.rollbacks:,} transactions were rolled back in the last "
-        f"{in_words(window.seconds)}.",
+        f"{humanize(window.seconds)}.",
         "Look for the errors before them in the application's log, and commit what shall stay.",
     )
 
 
-def _pool(facts: Facts) -> Recommendation | None:
+def _pool(facts: RuleInput) -> Recommendation | None:
     pool = facts.pool
     if pool is None or not pool.is_saturated:
         return None
@@ -153,21 +153,21 @@ def _pool(facts: Facts) -> Recommendation | None:
     )
 
 
-def _idle_in_transaction(facts: Facts) -> Recommendation | None:
+def _idle_in_transaction(facts: RuleInput) -> Recommendation | None:
     server, profile = facts.probe.server, facts.profile
     if server is None or not server.idle_in_transaction:
         return None
     return Recommendation(
         Severity.INFO,
         "idle_in_transaction",
-        f"Idle in a transaction for more than {in_words(profile.health_idle_in_transaction)}: "
+        f"Idle in a transaction for more than {humanize(profile.health_idle_in_transaction)}: "
         f"{_count(server.idle_in_transaction, 'session')}.",
         "They hold locks and keep VACUUM from its work. Commit before slow work, and set "
         "idle_in_transaction_session_timeout on the server.",
     )
 
 
-_RULES: tuple[Callable[[Facts], Recommendation | None], ...] = (
+_RULES: tuple[Callable[[RuleInput], Recommendation | None], ...] = (
     _server,
     _connections,
     _success_rate,

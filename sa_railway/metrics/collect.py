@@ -29,21 +29,21 @@ from sqlalchemy.pool import (
 
 from sa_railway import events
 from sa_railway.config.profile import Profile
-from sa_railway.engine.guard import guarded
-from sa_railway.events import CheckedOut, heard
+from sa_railway.engine.hooks import never_raises
+from sa_railway.events import CheckedOut, subscribed_types
 from sa_railway.metrics.counters import Counters, counters_for, counters_named, counters_of
-from sa_railway.metrics.definitions import BOUNDS, FAILURES, OUTCOMES, field
+from sa_railway.metrics.definitions import BOUNDS, FAILURES, OUTCOMES, index_of
 
-_CHECKOUTS = field("checkouts")
-_CONNECT = field("connect_sum")
-_FAILED_CHECKOUTS = field("failed_checkouts")
-_HOLD = field("hold_sum")
-_OPEN = field("open")
-_POOL_RESETS = field("pool_resets")
-_QUERIES = field("queries")
-_RECONNECTIONS = field("reconnections")
-_ROLLBACKS = field("rollbacks")
-_WAIT = field("checkout_wait_sum")
+_CHECKOUTS = index_of("checkouts")
+_CONNECT = index_of("connect_sum")
+_FAILED_CHECKOUTS = index_of("failed_checkouts")
+_HOLD = index_of("hold_sum")
+_OPEN = index_of("open")
+_POOL_RESETS = index_of("pool_resets")
+_QUERIES = index_of("queries")
+_RECONNECTIONS = index_of("reconnections")
+_ROLLBACKS = index_of("rollbacks")
+_WAIT = index_of("checkout_wait_sum")
 
 _NO_TIME = BOUNDS[0]  # seconds; a checkout that takes no longer has not waited for anything
 
@@ -59,9 +59,9 @@ def listen(engine: Engine, profile: Profile) -> None:
     _surround_dialect(engine.dialect, counters)
     _surround_pool(engine.pool, counters)
     counting = _Counting(profile, counters)
-    event.listen(engine, "handle_error", guarded(counting.handle_error))
+    event.listen(engine, "handle_error", never_raises(counting.handle_error))
     for name in ("connect", "close", "detach", "invalidate"):
-        event.listen(engine, name, guarded(getattr(counting, name)))
+        event.listen(engine, name, never_raises(getattr(counting, name)))
     event.listen(engine, "checkin", _checkin(counters))
 
 
@@ -128,8 +128,8 @@ def _surround_pool(pool: Any, counters: Counters) -> Pool:
         else:
             values[_WAIT] += seconds
             values[_WAIT + 1 + bisect_left(BOUNDS, seconds)] += 1.0
-        if CheckedOut in heard:
-            events.announce(CheckedOut(counters.name, seconds))
+        if CheckedOut in subscribed_types:
+            events.publish(CheckedOut(counters.name, seconds))
         return proxied
 
     pool.connect = measured
@@ -213,7 +213,7 @@ class _Counting:
         place.is_lost = isinstance(error, Exception) and type(error) is not DisconnectionError
         if isinstance(error, InvalidatePoolError):
             self._reset(place)
-        events.announce(events.Invalidated(self._counters.name, error))
+        events.publish(events.Invalidated(self._counters.name, error))
 
     def _reset(self, place: _Place) -> None:
         """Count that the pool is given up, once for all of its connections."""
@@ -237,7 +237,7 @@ class _Counting:
         """Count a statement that failed; a violated constraint is an answer and no failure."""
         if not isinstance(context.sqlalchemy_exception, IntegrityError):
             fault = self._profile.classify(context.original_exception)
-            self._counters.values[field(FAILURES[fault.kind])] += 1
+            self._counters.values[index_of(FAILURES[fault.kind])] += 1
 
     def _count_rollback(self, connection: Connection) -> None:
         """Count the transaction that has failed, which can only be rolled back, once."""
@@ -280,7 +280,7 @@ def _count(happened: events.Event) -> None:
         values[_CONNECT] += happened.seconds
         values[_CONNECT + 1 + bisect_left(BOUNDS, happened.seconds)] += 1
     elif name := _COUNTED[type(happened)](happened):
-        counters.values[field(name)] += 1
+        counters.values[index_of(name)] += 1
 
 
 events.subscribe(_count, events.Connected, *_COUNTED)

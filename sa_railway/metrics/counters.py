@@ -19,13 +19,13 @@ from sqlalchemy import Engine, Pool, QueuePool
 
 from sa_railway.engine import process
 from sa_railway.engine.state import engine_name
-from sa_railway.metrics.definitions import FAILURES, FIELDS, field, settle
+from sa_railway.metrics.definitions import FAILURES, FIELDS, close_open_gauges, index_of
 from sa_railway.metrics.shared_memory import Block, SharedNumbers
 
-_SIZE, _LIMIT = map(field, ("size", "limit"))
-_QUERIES, _FAILED_CHECKOUTS = map(field, ("queries", "failed_checkouts"))
-_RECONNECTIONS, _ROLLBACKS = map(field, ("reconnections", "rollbacks"))
-_FAILED_QUERIES = [field(name) for name in FAILURES.values()]
+_SIZE, _LIMIT = map(index_of, ("size", "limit"))
+_QUERIES, _FAILED_CHECKOUTS = map(index_of, ("queries", "failed_checkouts"))
+_RECONNECTIONS, _ROLLBACKS = map(index_of, ("reconnections", "rollbacks"))
+_FAILED_QUERIES = [index_of(name) for name in FAILURES.values()]
 
 # of the window's numbers that can be told apart, and kept for so much longer than the window asks
 _RESOLUTION = 100
@@ -109,7 +109,7 @@ class Counters:
         self.values[_SIZE] = sum(p.size() for p in pools if isinstance(p, QueuePool))
         self.values[_LIMIT] = sum(map(pool_limit, pools))
         if not pools:
-            settle(self.values)  # no connection outlives its engine
+            close_open_gauges(self.values)  # no connection outlives its engine
 
     def totals(self) -> Totals:
         """Return the totals of now."""
@@ -165,7 +165,7 @@ def _numbers() -> SharedNumbers:
     """Return the memory, made at the first call, which must be one at a time."""
     global _shared
     if _shared is None:
-        _shared = SharedNumbers(FIELDS, settle)
+        _shared = SharedNumbers(FIELDS, close_open_gauges)
     return _shared
 
 

@@ -55,18 +55,18 @@ FIELDS = (
 _INDEX = {name: index for index, name in enumerate(FIELDS)}
 
 
-def field(name: str) -> int:
+def index_of(name: str) -> int:
     """Return the index of the field *name*."""
     return _INDEX[name]
 
 
 def _range(histogram: str) -> slice:
     names = bucket_fields(histogram)
-    return slice(field(names[0]), field(names[-1]) + 1)
+    return slice(index_of(names[0]), index_of(names[-1]) + 1)
 
 
-_SIZE, _LIMIT, _OPEN, _ABANDONED = map(field, ("size", "limit", "open", "abandoned"))
-_CHECKOUTS, _FAILED_CHECKOUTS = map(field, ("checkouts", "failed_checkouts"))
+_SIZE, _LIMIT, _OPEN, _ABANDONED = map(index_of, ("size", "limit", "open", "abandoned"))
+_CHECKOUTS, _FAILED_CHECKOUTS = map(index_of, ("checkouts", "failed_checkouts"))
 _CHECKED_OUT, _RETURNED = map(_range, ("checkout_wait", "hold"))
 
 
@@ -83,7 +83,7 @@ def gauges(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def settle(values: memoryview[float]) -> None:
+def close_open_gauges(values: memoryview[float]) -> None:
     """Close what the end of a process or an engine has left open: all gauges become zero."""
     left = gauges(values)
     values[_SIZE] = values[_LIMIT] = values[_OPEN] = 0.0

@@ -62,14 +62,15 @@ class SharedNumbers:
 
     Args:
         fields: the names of the numbers in a block. Processes share only blocks of equal fields.
-        settle: is called with the numbers that a dead process has left, before they are added to.
+        close_open_gauges: is called with the numbers that a dead process has left, before they are
+            added to.
     """
 
     def __init__(
-        self, fields: Sequence[str], settle: Callable[[memoryview[float]], object]
+        self, fields: Sequence[str], close_open_gauges: Callable[[memoryview[float]], object]
     ) -> None:
         self._width = len(fields)
-        self._settle = settle
+        self._close_open_gauges = close_open_gauges
         self._block_size = _NAME_SIZE + self._width * _NUMBER_SIZE
         self._descriptor: int | None = None
         self._lock = threading.Lock()
@@ -125,7 +126,7 @@ class SharedNumbers:
                 if _try_lock(self._descriptor, slot, fcntl.LOCK_EX):
                     self._slot = slot
                     for start in filter(self._name_at, self._starts(slot)):
-                        self._settle(self._values_at(start))
+                        self._close_open_gauges(self._values_at(start))
                     return
             logger.warning("The metrics of this process are its own: none of %d slots free", _SLOTS)
             self._descriptor = None

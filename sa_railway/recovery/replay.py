@@ -27,7 +27,7 @@ from sa_railway.engine.stopping import is_stopping
 from sa_railway.engine.waiting import backoff_delay
 from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError
 from sa_railway.faults import FaultKind, classify
-from sa_railway.faults.origin import is_of_database, members
+from sa_railway.faults.origin import is_database_error, members
 
 logger = logging.getLogger("sa_railway.recovery.replay")
 
@@ -36,7 +36,7 @@ _INVALIDATED = "8s2b"  # of SQLAlchemy's errors, by the documentation
 mark_errors()  # when this is imported, and not when engines are in use
 
 
-class Replay:
+class TransactionReplay:
     """The attempts at one transaction: what was promised, what has happened, what to do next."""
 
     def __init__(
@@ -158,23 +158,23 @@ class Replay:
             delay,
             type(error).__name__,
         )
-        events.announce(events.Replayed(self._engine, self._attempts, delay, error))
+        events.publish(events.Replayed(self._engine, self._attempts, delay, error))
         self._begin()
         return delay
 
     def _may_replay(self, error: Exception) -> bool:
-        if not is_of_database(error):
+        if not is_database_error(error):
             return False
         errors = list(members(error))
         if any(isinstance(one, CommitOutcomeUnknownError) for one in errors):
             return False
-        objection = self._objection or self._object_to(errors)
+        objection = self._objection or self._reason_not_to_retry(errors)
         if objection is not None:
             error.add_note(f"sa_railway: run_transaction() cannot run the work again: {objection}")
             return False
         return all(map(self._passes, errors))
 
-    def _object_to(self, errors: Iterable[BaseException]) -> str | None:
+    def _reason_not_to_retry(self, errors: Iterable[BaseException]) -> str | None:
         """Return what speaks against running the work again, although the connection is gone."""
         if not any(map(_is_of_invalidated, errors)) or any(map(was_lost, self._connections)):
             return None

@@ -146,7 +146,7 @@ class Retry:
         @functools.wraps(function)
         def again(*args: P.args, **kwargs: P.kwargs) -> R:
             run = self._begin(_name(function), *args, *kwargs.values())
-            with run.explained():
+            with run.annotate_failure():
                 return run.loop()(function, *args, **kwargs)
 
         return again
@@ -155,7 +155,7 @@ class Retry:
         @functools.wraps(function)
         async def again(*args: Any, **kwargs: Any) -> Any:
             run = self._begin(_name(function), *args, *kwargs.values())
-            with run.explained():
+            with run.annotate_failure():
                 return await run.async_loop()(function, *args, **kwargs)
 
         return again
@@ -164,7 +164,7 @@ class Retry:
         """Yield the attempts, each to be used as ``with attempt:`` around all of the work."""
         self._refuse_asyncio()
         run = self._begin("a block")
-        with run.explained():
+        with run.annotate_failure():
             for attempt in run.loop():
                 used = Attempt(attempt)
                 yield used
@@ -203,7 +203,7 @@ class _AsyncAttempts:
     async def __anext__(self) -> Attempt:
         if self._attempt is not None:
             _check_use(self._attempt)
-        with self._run.explained():
+        with self._run.annotate_failure():
             self._attempt = Attempt(await self._loop.__anext__())
         return self._attempt
 

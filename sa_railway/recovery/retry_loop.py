@@ -20,11 +20,11 @@ import tenacity
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from sa_railway import events
-from sa_railway.commit.ambiguity import engine_of, is_in_doubt, kinds_of
+from sa_railway.commit.ambiguity import engine_of, is_ambiguous, kinds_of
 from sa_railway.engine.stopping import is_stopping
 from sa_railway.exc import CommitOutcomeUnknownError, ConfigurationError
 from sa_railway.faults import FaultKind, classify
-from sa_railway.faults.origin import is_of_database, members
+from sa_railway.faults.origin import is_database_error, members
 
 if TYPE_CHECKING:
     from sa_railway.recovery.sessions import OpenSession
@@ -110,13 +110,13 @@ class RetryLoop:
             "wait": self._delay,
             "stop": tenacity.stop_after_attempt(policy.attempts)
             | tenacity.stop_before_delay(policy.deadline),
-            "before_sleep": self._tell,
+            "before_sleep": self._log_retry,
             "reraise": True,
         }
 
     def _is_worthwhile(self, state: tenacity.RetryCallState) -> bool:
         error = _error_of(state)
-        if not isinstance(error, Exception) or not is_of_database(error):
+        if not isinstance(error, Exception) or not is_database_error(error):
             return False
         self._attempts = state.attempt_number
         self._error = error
@@ -124,7 +124,7 @@ class RetryLoop:
             self._cause = error
             if not all(map(_passes, members(error))):
                 return False
-        self._objection = self._object_to(error)
+        self._objection = self._reason_not_to_retry(error)
         return self._objection is None
 
     def _is_consequence(self, error: Exception) -> bool:
@@ -135,11 +135,11 @@ class RetryLoop:
             for one in members(error)
         )
 
-    def _object_to(self, error: Exception) -> str | None:
+    def _reason_not_to_retry(self, error: Exception) -> str | None:
         """Return what speaks against running the work again, although the fault may pass."""
-        if is_in_doubt(error, since=self._handled_before):
+        if is_ambiguous(error, since=self._handled_before):
             return "the work may have been committed, and would then be done twice"
-        if any(session.is_taken for session in self._sessions):
+        if any(session.had_transaction for session in self._sessions):
             return "the session held earlier work when this began, and a rollback would lose it"
         kinds = {classify(one).kind for one in members(error)}
         if FaultKind.CONNECT_TRANSIENT in kinds and is_stopping():
@@ -157,7 +157,7 @@ class RetryLoop:
         error = cast("BaseException", _error_of(state))
         return max(delay, *(getattr(one, "retry_after", 0.0) for one in members(error)))
 
-    def _tell(self, state: tenacity.RetryCallState) -> None:
+    def _log_retry(self, state: tenacity.RetryCallState) -> None:
         error = cast("BaseException", _error_of(state))
         logger.info(
             "%s: attempt %d failed, next one in %.2f s: %s",
@@ -166,7 +166,7 @@ class RetryLoop:
             state.upcoming_sleep,
             type(error).__name__,
         )
-        events.announce(
+        events.publish(
             events.Retried(engine_of(error), state.attempt_number, state.upcoming_sleep, error)
         )
 
@@ -179,7 +179,7 @@ class RetryLoop:
             await session.roll_back_async()
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
+    def annotate_failure(self) -> Iterator[None]:
         """Let the database's exception that ends the block say what was tried, if anything was."""
         try:
             yield

@@ -23,11 +23,11 @@ class OpenSession(NamedTuple):
 
     Attributes:
         session: a Session or an AsyncSession.
-        is_taken: whether it held earlier work, which a rollback would lose.
+        had_transaction: whether it held earlier work, which a rollback would lose.
     """
 
     session: Any
-    is_taken: bool
+    had_transaction: bool
 
     def roll_back(self) -> None:
         """Roll back. One that fails has ended the transaction all the same: the server is gone."""
@@ -47,7 +47,7 @@ Source = Callable[[], OpenSession | None]
 _sources: tuple[Source, ...] = ()
 
 
-def add_source(source: Source) -> None:
+def add_session_finder(source: Source) -> None:
     """Let *source* find the session of wherever work is done, such as a request; None if none.
 
     It is asked when work begins that names no session. May be called twice.
@@ -72,7 +72,7 @@ def _look_at(session: Any) -> OpenSession:
     current = session() if callable(session) else session  # a scoped_session makes one
     # Code that begins a transaction may repeat it. It begins with the first change to any object,
     # too.
-    return OpenSession(current, is_taken=current.in_transaction())
+    return OpenSession(current, had_transaction=current.in_transaction())
 
 
 def is_asyncio(session: object) -> bool:

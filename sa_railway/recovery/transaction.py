@@ -22,7 +22,7 @@ from sa_railway.commit.work import work_on
 from sa_railway.engine.driver import is_idle
 from sa_railway.exc import ConfigurationError
 from sa_railway.recovery.objects import NewObjects
-from sa_railway.recovery.replay import Replay
+from sa_railway.recovery.replay import TransactionReplay
 
 Result = TypeVar("Result")
 AnySession = TypeVar("AnySession", bound=Session)
@@ -91,8 +91,8 @@ def run_transaction(
         CommitOutcomeUnknownError: a COMMIT was sent, and its outcome cannot be proved.
         Exception: that of the last attempt, with a note on how many there were.
     """
-    replay = Replay(callback, timeout, isolation_level, writes)
-    attempt: Callable[[Replay], Result] = _attempt_for(transactor)
+    replay = TransactionReplay(callback, timeout, isolation_level, writes)
+    attempt: Callable[[TransactionReplay], Result] = _attempt_for(transactor)
     while True:
         try:
             return attempt(replay)
@@ -103,7 +103,7 @@ def run_transaction(
         time.sleep(delay)
 
 
-def _attempt_for(transactor: object) -> Callable[[Replay], Any]:
+def _attempt_for(transactor: object) -> Callable[[TransactionReplay], Any]:
     """Return the function that makes one attempt with *transactor*."""
     if isinstance(transactor, Engine):
         return lambda replay: with_engine(transactor, replay, replay.callback)
@@ -130,7 +130,7 @@ def _check_bind(bind: object) -> None:
         )
 
 
-def with_engine(engine: Engine, replay: Replay, callback: Callable[[Any], Any]) -> Any:
+def with_engine(engine: Engine, replay: TransactionReplay, callback: Callable[[Any], Any]) -> Any:
     """Make one attempt on a connection of *engine*."""
     with _given_back(engine.connect()) as connection:
         if replay.isolation_level:
@@ -174,7 +174,7 @@ def _listening(target: Any, **listeners: Callable[..., None]) -> Iterator[None]:
             event.remove(target, name, listener)
 
 
-def _with_new_session(factory: sessionmaker[Any], replay: Replay) -> Any:
+def _with_new_session(factory: sessionmaker[Any], replay: TransactionReplay) -> Any:
     session = factory()
     try:
         return with_open_session(session, replay, replay.callback)
@@ -182,7 +182,9 @@ def _with_new_session(factory: sessionmaker[Any], replay: Replay) -> Any:
         session.close()
 
 
-def with_open_session(session: Session, replay: Replay, callback: Callable[[Any], Any]) -> Any:
+def with_open_session(
+    session: Session, replay: TransactionReplay, callback: Callable[[Any], Any]
+) -> Any:
     """Make one attempt in *session*."""
     _check_bind(session.bind)
     _end_reading(session)
@@ -210,7 +212,7 @@ def _roll_back(session: Session) -> None:
         session.invalidate()
 
 
-def _session_listeners(replay: Replay) -> dict[str, Callable[..., None]]:
+def _session_listeners(replay: TransactionReplay) -> dict[str, Callable[..., None]]:
     """Return the listeners that watch a session's connections and refuse the callback's commits."""
 
     def after_begin(session: Session, transaction: Any, connection: Connection) -> None:

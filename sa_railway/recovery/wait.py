@@ -26,12 +26,12 @@ from sa_railway.config.url import find_url
 from sa_railway.engine.attempt import limit_of
 from sa_railway.engine.state import engine_name, fault_kinds_of
 from sa_railway.engine.stopping import is_stopping, watch
-from sa_railway.engine.waiting import backoff_delay, is_impatient
+from sa_railway.engine.waiting import backoff_delay, single_attempt
 from sa_railway.engine.watchdog import limit
 from sa_railway.exc import ConfigurationError, NotReadyError
 from sa_railway.faults import Fault, FaultKind, classify, first_line
 from sa_railway.plugin import create_engine
-from sa_railway.recovery.gate import Gate
+from sa_railway.recovery.requirements import SchemaRequirements
 
 logger = logging.getLogger("sa_railway.recovery.wait")
 
@@ -77,9 +77,9 @@ def wait_for_database(
         NotReadyError: the database answers, but a table or the revision has not come in time.
         Exception: that of the last attempt to connect, with a note on how long it was waited.
     """
-    gate = Gate(tables, revision, alembic_config)
+    requirements = SchemaRequirements(tables, revision, alembic_config)
     with _engine_for(target) as engine:
-        wait = Wait(engine, timeout, gate, progress)
+        wait = Wait(engine, timeout, requirements, progress)
         while True:
             try:
                 with wait.attempt(), engine.connect() as connection:
@@ -121,7 +121,11 @@ class Wait:
     """One wait: its deadline, what is asked of the database, and what has been said so far."""
 
     def __init__(
-        self, engine: Engine, timeout: float, gate: Gate, progress: Progress | None
+        self,
+        engine: Engine,
+        timeout: float,
+        requirements: SchemaRequirements,
+        progress: Progress | None,
     ) -> None:
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
             raise ConfigurationError(f"timeout is {timeout!r}; allowed: more than 0 seconds")
@@ -130,7 +134,7 @@ class Wait:
         self._name = engine_name(engine)
         self._kinds = fault_kinds_of(engine)
         self._timeout = timeout
-        self._gate = gate
+        self._requirements = requirements
         self._say = progress or _default_progress()
         self._said: object = None
         self._started = time.monotonic()
@@ -141,17 +145,17 @@ class Wait:
         """Let the engine connect within the block by a single attempt, without its breaker."""
         self._attempts += 1
         with ExitStack() as stack:
-            stack.callback(is_impatient.reset, is_impatient.set(True))
+            stack.callback(single_attempt.reset, single_attempt.set(True))
             stack.callback(_current.reset, _current.set(_Attempt(stack)))
             yield
 
     def look(self, connection: Connection) -> list[str]:
-        """Ask the server for a sign of life; return what the gate misses."""
+        """Ask the server for a sign of life; return what is missing."""
         attempt = _current.get()
         if attempt is not None:
             attempt.guard(connection.connection.driver_connection)
         connection.execute(text("SELECT 1"))  # a pooler may have answered the connect by itself
-        return self._gate.missing(connection)
+        return self._requirements.missing(connection)
 
     def end(self) -> None:
         """Say that it is over, if anything has been said."""

@@ -26,7 +26,7 @@ from sa_railway.engine import liveness
 from sa_railway.engine.driver import bytes_received, is_pooled
 from sa_railway.testing import ChaosProxy
 
-READABLE, CLOSED = liveness.Look.READABLE, liveness.Look.CLOSED
+READABLE, CLOSED = liveness.SocketState.READABLE, liveness.SocketState.CLOSED
 
 
 def age(engine, seconds=1.5):
@@ -96,8 +96,8 @@ def wait_until_closed(engine):
     connections = [pool._pool.queue[i] for i in range(pool.checkedin())]
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        looks = {liveness.look(record.driver_connection) for record in connections}
-        if looks == {liveness.Look.CLOSED}:
+        looks = {liveness.socket_state(record.driver_connection) for record in connections}
+        if looks == {liveness.SocketState.CLOSED}:
             return
     raise AssertionError(f"the connections are still {looks}")
 
@@ -234,7 +234,7 @@ def test_a_waiting_notification_does_not_make_a_connection_dead(postgres, driver
         other.engine.dispose()
     pool: Any = engine.pool
     (record,) = pool._pool.queue
-    wait_until(lambda: liveness.look(record.driver_connection) is READABLE)
+    wait_until(lambda: liveness.socket_state(record.driver_connection) is READABLE)
 
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT pg_backend_pid()")) == backend
@@ -296,7 +296,7 @@ def test_a_connection_whose_check_fails_is_replaced_and_that_is_logged_once(
 
     engine = sa_railway.create_engine(postgres.url, trust_idle=0, logging_name="orders")
     fill(engine, 1)
-    monkeypatch.setattr(liveness, "look", broken)
+    monkeypatch.setattr(liveness, "socket_state", broken)
     backends = set()
 
     with caplog.at_level(logging.ERROR, logger="sa_railway"):
@@ -356,7 +356,9 @@ def test_plain_asyncpg_raises_when_its_pool_was_killed(postgres):
 def wait_until_hung_up(engine):
     """Wait until the sockets show the servers' FINs, without a turn for the event loop."""
     records = list(engine.sync_engine.pool._pool._queue._queue)
-    wait_until(lambda: {liveness.look(record.driver_connection) for record in records} == {CLOSED})
+    wait_until(
+        lambda: {liveness.socket_state(record.driver_connection) for record in records} == {CLOSED}
+    )
 
 
 @pytest.mark.parametrize("driver", ASYNC)
@@ -390,11 +392,13 @@ def test_a_farewell_that_asyncpg_has_read_is_seen_before_the_end_of_the_stream(p
             with proxy.slow_close(60.0):
                 await asyncio.to_thread(postgres.terminate_backends)
                 deadline = time.monotonic() + 10
-                while bytes_received(driver) == received or liveness.look(driver) is READABLE:
+                while (
+                    bytes_received(driver) == received or liveness.socket_state(driver) is READABLE
+                ):
                     assert time.monotonic() < deadline
                     await asyncio.sleep(0.001)
 
-                assert liveness.look(driver) is liveness.Look.QUIET
+                assert liveness.socket_state(driver) is liveness.SocketState.NOTHING_TO_READ
                 async with engine.connect() as connection:
                     assert await connection.scalar(text("SELECT 1")) == 1
             await engine.dispose()

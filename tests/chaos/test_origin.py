@@ -18,7 +18,7 @@ import sa_railway
 from sa_railway import events, retry, run_transaction
 from sa_railway.asyncio import create_async_engine
 from sa_railway.asyncio import run_transaction as run_async_transaction
-from sa_railway.faults.origin import is_of_database
+from sa_railway.faults.origin import is_database_error
 
 WAYS = ["run_transaction", "retry"]
 
@@ -139,13 +139,13 @@ def test_a_signal_within_a_frame_of_asyncpg_is_not_asyncpg_s():
     namespace["ring"] = ring
     with pytest.raises(TimeoutError) as caught:
         namespace["receive"]()
-    assert not is_of_database(caught.value)
+    assert not is_database_error(caught.value)
 
     exec("def ring(): raise TimeoutError()", namespace)
     with pytest.raises(TimeoutError) as caught:
         namespace["receive"]()
-    assert is_of_database(caught.value)
-    assert not is_of_database(TimeoutError("of another process, so without frames"))
+    assert is_database_error(caught.value)
+    assert not is_database_error(TimeoutError("of another process, so without frames"))
 
 
 @pytest.mark.parametrize("driver", ASYNC)

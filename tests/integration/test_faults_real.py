@@ -340,7 +340,7 @@ def test_a_transaction_that_has_failed_before(client):
 
 
 @pytest.fixture(scope="module")
-def guarded():
+def never_raises():
     """A server that asks for a password."""
     with MarkedPostgres(password=MARK) as server:
         client = Raw(server.url)
@@ -361,8 +361,8 @@ def guarded():
         ({"username": "clerk"}, "connect-transient", "53300"),
     ],
 )
-def test_what_the_server_says_at_connect(connect, guarded, part, kind, sqlstate):
-    fault = fault_of(connect, guarded, guarded.url.set(**part))
+def test_what_the_server_says_at_connect(connect, never_raises, part, kind, sqlstate):
+    fault = fault_of(connect, never_raises, never_raises.url.set(**part))
 
     assert (*facts(fault), fault.sqlstate) == (kind, kind == "connect-transient", sqlstate)
 
@@ -373,10 +373,10 @@ def test_a_missing_role_where_no_password_is_asked_for(connect, postgres):
     assert (*facts(fault), fault.sqlstate) == ("connect-permanent", False, "28000")
 
 
-def test_a_missing_password(connect, guarded, driver):
-    url = guarded.url._replace(password=None)
+def test_a_missing_password(connect, never_raises, driver):
+    url = never_raises.url._replace(password=None)
 
-    fault = fault_of(connect, guarded, url)
+    fault = fault_of(connect, never_raises, url)
     assert facts(fault) == ("connect-permanent", False)
 
 

@@ -7,7 +7,7 @@ from fix_waiting import wait_until
 from sqlalchemy import event, text
 
 import sa_railway
-from sa_railway.engine.liveness import Look, look
+from sa_railway.engine.liveness import SocketState, socket_state
 from sa_railway.testing import ChaosProxy
 
 KINDS = ["pool_pre_ping", "sa_railway"]
@@ -26,7 +26,7 @@ def terminate(postgres, engine):
     (record,) = engine.pool._pool.queue
     driver_connection = record.driver_connection
     postgres.terminate_backends()
-    wait_until(lambda: look(driver_connection) is Look.CLOSED)
+    wait_until(lambda: socket_state(driver_connection) is SocketState.CLOSED)
 
 
 def fail_transaction(engine):

@@ -10,26 +10,26 @@ from sa_railway.exc import DatabaseUnavailableError
 def test_a_subscriber_hears_until_it_unsubscribes():
     heard: list[events.Event] = []
     unsubscribe = events.subscribe(heard.append)
-    events.announce(events.BreakerClosed("e"))
+    events.publish(events.BreakerClosed("e"))
     unsubscribe()
     unsubscribe()
-    events.announce(events.BreakerClosed("e"))
+    events.publish(events.BreakerClosed("e"))
 
     assert heard == [events.BreakerClosed("e")]
-    assert events.BreakerClosed not in events.heard
+    assert events.BreakerClosed not in events.subscribed_types
 
 
 def test_a_subscriber_hears_the_kinds_that_it_has_named_and_nobody_pays_for_the_others():
     heard: list[events.Event] = []
     unsubscribe = events.subscribe(heard.append, events.BreakerClosed, events.CheckedOut)
-    events.announce(events.BreakerClosed("e"))
-    events.announce(events.IdleReleased("e", 1.0))
+    events.publish(events.BreakerClosed("e"))
+    events.publish(events.IdleReleased("e", 1.0))
 
     assert heard == [events.BreakerClosed("e")]
-    assert events.CheckedOut in events.heard
-    assert events.IdleReleased not in events.heard
+    assert events.CheckedOut in events.subscribed_types
+    assert events.IdleReleased not in events.subscribed_types
     unsubscribe()
-    assert events.CheckedOut not in events.heard
+    assert events.CheckedOut not in events.subscribed_types
 
 
 def test_a_subscriber_that_fails_is_logged_once_and_does_not_silence_the_others(caplog):
@@ -40,8 +40,8 @@ def test_a_subscriber_that_fails_is_logged_once_and_does_not_silence_the_others(
     ends = [events.subscribe(broken), events.subscribe(heard.append)]
 
     with caplog.at_level(logging.ERROR):
-        events.announce(events.BreakerClosed("e"))
-        events.announce(events.BreakerClosed("e"))
+        events.publish(events.BreakerClosed("e"))
+        events.publish(events.BreakerClosed("e"))
 
     assert len(heard) == 2
     assert [record.getMessage() for record in caplog.records] == [
@@ -58,7 +58,7 @@ def test_the_failures_of_one_subscription_do_not_silence_the_next(caplog):
     for _ in range(2):
         end = events.subscribe(broken)
         with caplog.at_level(logging.ERROR):
-            events.announce(events.BreakerClosed("e"))
+            events.publish(events.BreakerClosed("e"))
         end()
 
     assert [record.getMessage() for record in caplog.records] == [

@@ -19,7 +19,7 @@ from sa_railway.health import pool as pool_module
 from sa_railway.health.pool import PoolState
 from sa_railway.health.probe import Probe, ServerFacts
 from sa_railway.health.report import HealthReport, Status, check_health
-from sa_railway.health.rules import Facts, Recommendation, Severity, in_words, judge
+from sa_railway.health.rules import Recommendation, RuleInput, Severity, humanize, judge
 from sa_railway.metrics.counters import counters_of
 from sa_railway.metrics.snapshot import Processes, Window
 
@@ -28,7 +28,7 @@ POOL = PoolState(size=5, checked_out=3, idle=2, overflow=0, max_overflow=10)
 
 
 def facts(profile=None, probe=None, pool=POOL, server=SERVER, **window):
-    return Facts(
+    return RuleInput(
         profile=profile or Profile(),
         probe=probe or Probe(round_trip=0.001, server=server),
         pool=pool,
@@ -48,7 +48,10 @@ def test_a_server_that_does_not_answer_is_critical():
 
     assert judge(facts(probe=probe)) == [
         Recommendation(
-            Severity.CRITICAL, "server", "The server did not answer within 2 s.", "Look at it."
+            Severity.CRITICAL,
+            "server",
+            "The server did not answer within 2 s.",
+            "Look at it.",
         )
     ]
 
@@ -178,7 +181,7 @@ def test_a_share_is_at_most_the_whole(field):
     [(300, "5 minutes"), (60, "1 minute"), (7200, "2 hours"), (90, "90 seconds")],
 )
 def test_times_in_words(seconds, words):
-    assert in_words(seconds) == words
+    assert humanize(seconds) == words
 
 
 # --- the report ---

@@ -30,7 +30,7 @@ from sa_railway.flask import Railway
 from sa_railway.metrics import counters as counters_module
 from sa_railway.metrics import prometheus
 from sa_railway.metrics.counters import Counters
-from sa_railway.metrics.definitions import COUNTS, field
+from sa_railway.metrics.definitions import COUNTS, index_of
 from sa_railway.metrics.snapshot import Histogram, Snapshot, Window, snapshot, window
 
 Make = Callable[..., Engine]
@@ -164,14 +164,14 @@ def test_the_end_of_reading_is_no_rollback(make: Make):
 )
 def test_what_others_announce_is_counted(make: Make, happened: Callable, name: str):
     engine = make()
-    events.announce(happened(str(engine.url)))
+    events.publish(happened(str(engine.url)))
 
     assert counted(engine) == {name: 1}
 
 
 def test_leftovers_of_a_failure_are_not_counted_again(make: Make):
     engine = make()
-    events.announce(events.LeftoversRolledBack(str(engine.url), "GET /", failed=True))
+    events.publish(events.LeftoversRolledBack(str(engine.url), "GET /", failed=True))
 
     assert counted(engine) == {}
 
@@ -179,14 +179,14 @@ def test_leftovers_of_a_failure_are_not_counted_again(make: Make):
 def test_the_outcomes_of_lost_commits_are_told_apart(make: Make):
     engine = make()
     for outcome in ("committed", "committed", "unknown"):
-        events.announce(events.CommitResolved(str(engine.url), outcome, 1.0))
+        events.publish(events.CommitResolved(str(engine.url), outcome, 1.0))
 
     assert snapshot(engine).outcomes == {"committed": 2, "aborted": 0, "unknown": 1}
 
 
 def test_an_event_of_an_unknown_engine_is_passed_over(make: Make):
     engine = make()
-    events.announce(events.Retried("", 1, 0.0, OSError()))
+    events.publish(events.Retried("", 1, 0.0, OSError()))
 
     assert counted(engine) == {}
 
@@ -405,8 +405,8 @@ def happens(counters: Counters, clock: SimpleNamespace, name: str) -> None:
     """Let it happen as it does within a checkout."""
     if clock.now >= counters.next_sample:
         counters.sample(clock.now)
-    counters.values[field("queries")] += 1
-    counters.values[field(name)] += name != "queries"
+    counters.values[index_of("queries")] += 1
+    counters.values[index_of(name)] += name != "queries"
     counters.last = clock.now
 
 
@@ -439,7 +439,7 @@ def test_statements_of_a_connection_that_stays_out_are_of_now(
     lately.out[1] = clock.now  # the id() of a connection
     for _ in range(4):
         clock.now += 50
-        lately.values[field("queries")] += 1
+        lately.values[index_of("queries")] += 1
         lately.window(100)
 
     assert lately.window(75) == (2, 0, 0, 0)
@@ -529,7 +529,7 @@ def test_the_page_tells_failures_and_outcomes_apart(make: Make, tmp_path: Path):
     engine = make()
     with pytest.raises(DBAPIError):
         executes(engine, "SELECT nothing")
-    events.announce(events.CommitResolved(str(engine.url), "aborted", 1.0))
+    events.publish(events.CommitResolved(str(engine.url), "aborted", 1.0))
     body = prometheus.render()[1].decode()
 
     label = f'engine="{tmp_path.name}.db"'

@@ -9,7 +9,7 @@ import pytest
 
 from sa_railway.engine import native, watchdog
 from sa_railway.engine.driver import is_pooled
-from sa_railway.engine.liveness import Look, look
+from sa_railway.engine.liveness import SocketState, socket_state
 from sa_railway.engine.native import Bell
 from sa_railway.engine.watchdog import Deadline
 
@@ -44,11 +44,11 @@ def test_a_socket_can_be_looked_at_without_select_poll(pair, monkeypatch):
     monkeypatch.delattr(select, "poll")  # as eventlet does
     ours, theirs = pair
 
-    assert look(ours) is Look.QUIET
+    assert socket_state(ours) is SocketState.NOTHING_TO_READ
     theirs.send(b"x")
-    assert look(ours) is Look.READABLE
+    assert socket_state(ours) is SocketState.READABLE
     theirs.close()
-    assert look(ours) is Look.CLOSED
+    assert socket_state(ours) is SocketState.CLOSED
 
 
 def test_a_bell_that_rang_before_the_wait_ends_it(patched):
@@ -66,7 +66,7 @@ def test_a_bell_wakes_another_thread():
         bell.wait(10)
         woken.set()
 
-    native.start_thread(sleep, "sleeper")
+    native.start_thread(sleep, "sleep_function")
     bell.ring()
 
     assert woken.wait(10)

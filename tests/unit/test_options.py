@@ -20,7 +20,7 @@ from sqlalchemy.pool import (
 )
 
 from sa_railway.config.drivers import choose_driver
-from sa_railway.config.options import complete_arguments, engine_options
+from sa_railway.config.options import engine_arguments, engine_options
 from sa_railway.config.profile import PROFILES, Profile
 from sa_railway.config.url import find_url
 from sa_railway.exc import ConfigurationError
@@ -76,7 +76,7 @@ def complete(
     is_async: bool = False,
 ) -> dict[str, Any]:
     target = choose_driver(find_url(url), asyncio=is_async)
-    return complete_arguments(target, profile, given, generated=generated, is_async=is_async)
+    return engine_arguments(target, profile, given, generated=generated, is_async=is_async)
 
 
 def connect_args(url: str, **how: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from sa_railway import Profile
 from sa_railway.engine.leaks import Hold
 from sa_railway.health.history import RoundTrip
-from sa_railway.health.page import Subject, render
+from sa_railway.health.page import DatabaseView, render
 from sa_railway.health.plots import (
     gauge,
     nice_ceiling,
@@ -40,7 +40,7 @@ REPORT = HealthReport(
     process=4711,
     time=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
 )
-SUBJECT = Subject(REPORT, Profile(), (), ())
+SUBJECT = DatabaseView(REPORT, Profile(), (), ())
 
 
 class Document(HTMLParser):
@@ -149,7 +149,7 @@ def test_the_counters_say_whether_they_are_of_several_engines():
 def test_recommendations_stand_first():
     found = (
         Recommendation(Severity.CRITICAL, "server", "It is gone.", "Fetch it."),
-        Recommendation(Severity.INFO, "other", "By the way.", "Look."),
+        Recommendation(Severity.INFO, "other", "By the way.", "SocketState."),
     )
     subject = with_report(status=Status.CRITICAL, rule="server", recommendations=found)
 
@@ -157,16 +157,16 @@ def test_recommendations_stand_first():
 
     assert text.startswith(
         "Critical: database Critical It is gone. "
-        "Critical It is gone. Fetch it. Info By the way. Look. Success rate"
+        "Critical It is gone. Fetch it. Info By the way. SocketState. Success rate"
     )
 
 
 def test_a_recommendation_that_decides_nothing_is_no_headline():
     subject = with_report(
-        recommendations=(Recommendation(Severity.INFO, "other", "By the way.", "Look."),)
+        recommendations=(Recommendation(Severity.INFO, "other", "By the way.", "SocketState."),)
     )
 
-    assert "Healthy No rule is broken. Info By the way. Look." in draw(subject).text
+    assert "Healthy No rule is broken. Info By the way. SocketState." in draw(subject).text
 
 
 def test_several_databases_are_told_apart_and_their_names_are_text():

@@ -125,9 +125,9 @@ def test_a_limit_of_the_caller_bounds_what_the_driver_may_take(given, unlimited)
         engine.dialect.connect(**{**unlimited, **given})
 
     for seconds in (0.1, 3.5):
-        token = waiting.attempt_limit.set(seconds)
+        token = waiting.single_attempt_timeout.set(seconds)
         connect_within(seconds)
-        waiting.attempt_limit.reset(token)
+        waiting.single_attempt_timeout.reset(token)
 
     assert [call["connect_timeout"] for call in connect.calls] == [2, 4]
 

@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import DeclarativeBase, Session, mapped_column, scoped_session, sessionmaker
 
 from sa_railway import events, retry
-from sa_railway.commit.ambiguity import is_in_doubt
+from sa_railway.commit.ambiguity import is_ambiguous
 from sa_railway.engine import stopping
 from sa_railway.exc import (
     CommitOutcomeUnknownError,
@@ -769,4 +769,4 @@ def test_exceptions_may_go_round_in_circles():
     first, second = ValueError(), ValueError()
     first.__context__, second.__context__ = second, first
 
-    assert not is_in_doubt(first)
+    assert not is_ambiguous(first)

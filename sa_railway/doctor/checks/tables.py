@@ -10,7 +10,7 @@ from sa_railway.commit.marker_schema import TABLE, describe
 from sa_railway.doctor.case import Case, NotRunError, Seen
 from sa_railway.doctor.checks.quoting import quoted, user_of
 from sa_railway.doctor.findings import Finding, Kind, Severity
-from sa_railway.recovery.gate import Gate
+from sa_railway.recovery.requirements import SchemaRequirements
 
 TABLES = Kind(
     "tables-missing",
@@ -72,7 +72,7 @@ def check_tables(case: Case) -> Seen:
         raise NotRunError("none was asked for (--table)")
     findings = []
     with case.connection() as connection:
-        missing = Gate(case.tables, None, "").missing(connection)
+        missing = SchemaRequirements(case.tables, None, "").missing(connection)
         if missing:
             first = missing[0].removeprefix("table ")
             findings.append(TABLES.found(missing=", ".join(missing), table=first))

@@ -57,7 +57,7 @@ def _keep_status_in(kept: dict[str, Any], response: Response) -> Response:
     return response
 
 
-class Circumstances:
+class EndedContext:
     """Those of the current application context, which ends.
 
     Args:

@@ -12,7 +12,7 @@ from sa_railway.exc import ConfigurationError
 _VERSIONS = "alembic_version"
 
 
-class Gate:
+class SchemaRequirements:
     """The arguments of ``wait_for_database()`` that say what must be there; checked at once.
 
     Raises:

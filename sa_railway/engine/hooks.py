@@ -14,7 +14,7 @@ logger = logging.getLogger("sa_railway.engine")
 Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 
-def guarded(hook: Hook) -> Hook:
+def never_raises(hook: Hook) -> Hook:
     """Log the first failure of *hook* and swallow all of them.
 
     ``DisconnectionError`` passes: by it a pool listener says that a connection must be replaced.
