@@ -110,15 +110,16 @@ async def run_transaction(
         transactor: an AsyncEngine, for which the callback gets an AsyncConnection; or an
             async_sessionmaker, an async_scoped_session or an AsyncSession, for which it gets an
             AsyncSession.
-        callback: a coroutine function.
-        timeout: as there.
-        isolation_level: as there.
-        writes: as there.
+        callback: a coroutine function, called once for each attempt.
+        timeout: seconds for all attempts, their pauses, and asking for a lost outcome.
+        isolation_level: as in SQLAlchemy, for these transactions only; not ``"AUTOCOMMIT"``.
+        writes: whether the callback writes; None decides by what it executes.
 
     Raises:
-        ConfigurationError: as there.
-        CommitOutcomeUnknownError: as there.
-        Exception: as there.
+        ConfigurationError: an argument cannot be used, the transactor is in autocommit mode, or the
+            callback ended the transaction.
+        CommitOutcomeUnknownError: a COMMIT was sent, and its outcome cannot be proved.
+        Exception: that of the last attempt, with a note on how many there were.
     """
     replay = TransactionReplay(callback, timeout, isolation_level, writes, is_async=True)
     attempt = _attempt_for(transactor)
@@ -189,16 +190,16 @@ async def wait_for_database(
 
     Args:
         target: a URL or an AsyncEngine; None looks for a URL in the environment.
-        timeout: as there.
-        tables: as there.
-        revision: as there.
-        alembic_config: as there.
-        progress: as there; an ordinary function.
+        timeout: no attempt begins later than after so many seconds.
+        tables: names of tables or views that must be there.
+        revision: the Alembic revision that the database must have reached, or ``"head"``.
+        alembic_config: path of an ``alembic.ini``; read for ``"head"`` only.
+        progress: an ordinary function, called with a line for people; None prints or logs it.
 
     Raises:
-        ConfigurationError: as there.
-        NotReadyError: as there.
-        Exception: as there.
+        ConfigurationError: an argument cannot be used.
+        NotReadyError: the database answers, but a table or the revision has not come in time.
+        Exception: that of the last attempt to connect, with a note on how long it was waited.
     """
     requirements = SchemaRequirements(tables, revision, alembic_config)
     async with _engine_for(target) as engine:
