@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -45,34 +44,21 @@ class Finding:
     what: str
     why: str
     fix: str
-    literal: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """All findings of one kind: their texts, with ``<name>`` where each finding has a value."""
-
-    code: str
-    severity: Severity
-    what: str
-    why: str
-    fix: str
     literal: tuple[str, ...] = ()
+
+
+class Kind(Finding):
+    """All findings of one kind, with ``<name>`` in their texts where each finding has a value."""
 
     def found(self, **values: object) -> Finding:
         """Return a finding with *values* in its texts; what has no value stays ``<name>``."""
-        return Finding(
-            self.code,
-            self.severity,
-            _fill(self.what, values),
-            _fill(self.why, values),
-            _fill(self.fix, values),
-            tuple(_fill(text, values) for text in self.literal),
-        )
 
+        def fill(text: str) -> str:
+            return _PLACEHOLDER.sub(lambda m: str(values.get(m[1], m[0])), text)
 
-def _fill(text: str, values: Mapping[str, object]) -> str:
-    return _PLACEHOLDER.sub(lambda m: str(values.get(m[1], m[0])), text)
+        what, why, fix = map(fill, (self.what, self.why, self.fix))
+        literal = tuple(map(fill, self.literal))
+        return Finding(self.code, self.severity, what, why, fix, literal)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ def render(diagnosis: Diagnosis, width: int = 80) -> str:
         else:
             lines += _hang(f"{status:<{_STATUS}}{title:<{titles}}", detail, width)
     for number, finding in enumerate(diagnosis.findings, 1):
-        lines += ["", *_describe(number, finding, width)]
+        head = f"{number}. {finding.severity}: "
+        lines += ["", *_describe(head, finding, width, SHOWN_TEXTS), f"   more  {more(finding)}"]
     return "\n".join([*lines, "", *textwrap.wrap(summary(diagnosis), width)])
 
 
@@ -54,13 +55,13 @@ def _status(result: Result) -> str:
     return next(severity for severity in Severity if severity in found)
 
 
-def _describe(number: int, finding: Finding, width: int) -> Iterator[str]:
-    yield from _hang(f"{number}. {finding.severity}: ", finding.what, width, indent=3)
+def _describe(head: str, finding: Finding, width: int, texts: int | None) -> Iterator[str]:
+    """Yield the lines about *finding*, with *texts* of the errors that it stands for, or all."""
+    yield from _hang(head, finding.what, width, indent=3)
     yield from _hang("   why   ", finding.why, width)
     yield from _hang("   fix   ", finding.fix, width)
-    for text in finding.literal[:SHOWN_TEXTS]:
+    for text in finding.literal[:texts]:
         yield from _hang("   text  ", text, width)
-    yield f"   more  {more(finding)}"
 
 
 def more(finding: Finding) -> str:
@@ -70,14 +71,10 @@ def more(finding: Finding) -> str:
 
 def render_kinds(kinds: Iterable[Kind], width: int = 80) -> str:
     """Return all there is to say about *kinds* as text, with ``<name>`` for what each case has."""
-    parts = []
-    for kind in kinds:
-        lines = _hang(f"{kind.code} ({kind.severity}): ", kind.what, width, indent=3)
-        lines += _hang("   why   ", kind.why, width) + _hang("   fix   ", kind.fix, width)
-        for text in kind.literal:
-            lines += _hang("   text  ", text, width)
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+    return "\n\n".join(
+        "\n".join(_describe(f"{kind.code} ({kind.severity}): ", kind, width, None))
+        for kind in kinds
+    )
 
 
 def _hang(head: str, text: str, width: int, *, indent: int | None = None) -> list[str]:
