@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,17 +18,19 @@ from sa_railway.metrics.snapshot import snapshot, window
 from sa_railway.testing import TemporaryPostgres
 
 Make = Callable[..., Engine]
+NUMBERS = itertools.count()  # an id() would be given out again
 
 
 @pytest.fixture
 def make(database_url: URL) -> Iterator[Make]:
     """Make engines for a database of their own, whose numbers begin at zero."""
     engines: list[Engine] = []
+    # named, because the database of the next test has the same URL
+    name = f"counted-{next(NUMBERS)}"
 
     def make(driver: str = "psycopg2", **options: Any) -> Engine:
         url = database_url.set(drivername=f"postgresql+{driver}")
-        # named, because the database of the next test has the same URL
-        options = {"metrics": True, "logging_name": f"counted-{id(engines)}", **options}
+        options = {"metrics": True, "logging_name": name, **options}
         engines.append(sa_railway.create_engine(url, **options))
         return engines[-1]
 
