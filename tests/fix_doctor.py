@@ -78,8 +78,12 @@ def execute_sync(url: URL, statement: str) -> None:
 
 def execute_async(url: URL, statement: str) -> None:
     async def execute() -> None:
-        async with create_async_engine(url, poolclass=NullPool).connect() as connection:
-            await connection.execute(text(statement))
+        try:
+            async with create_async_engine(url, poolclass=NullPool).connect() as connection:
+                await connection.execute(text(statement))
+        finally:
+            # asyncpg leaves it to the loop to close a socket on which it was refused after TLS
+            await asyncio.sleep(0.05)
 
     asyncio.run(execute())
 
