@@ -95,7 +95,7 @@ def test_plain_sqlalchemy_raises_although_it_happened(postgres, plain):
 
 @pytest.mark.parametrize("cut", [*LOST_BUT_COMMITTED, NEVER_ARRIVED])
 @pytest.mark.parametrize("driver", SYNC)
-def test_a_session_commits_as_if_nothing_had_happened(postgres, plain, driver, cut, outcomes):
+def test_a_session_commits_as_if_nothing_had_happened(postgres, plain, driver, cut):
     with ChaosProxy(postgres.url_for(driver)) as proxy:
         engine = sa_railway.create_engine(proxy.url, resolve_commit=True)
         with sessionmaker(engine)() as session:
