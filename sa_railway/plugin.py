@@ -192,7 +192,7 @@ def create_engine(
 def _as_asked(profile: Profile, arguments: Mapping[str, Any]) -> Profile:
     """Return *profile* with what the caller's own arguments say about pinging and recycling."""
     pre_ping = arguments.get("pool_pre_ping", profile.pre_ping)
-    recycle = float(arguments.get("pool_recycle", profile.pool_recycle))
+    recycle = float(arguments.get("pool_recycle", -1))
     # engine_from_config() hands over what stands in the .ini file
     profile = replace(profile, pre_ping=str(pre_ping).lower() in _YES)
     if recycle <= 0:  # SQLAlchemy's way to say that nothing is recycled

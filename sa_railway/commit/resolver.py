@@ -29,7 +29,7 @@ from sa_railway.commit.asking import Asker
 from sa_railway.commit.decision import Outcome, Ticket
 from sa_railway.commit.marker import Marker, MarkerTable
 from sa_railway.commit.status import Inquiry
-from sa_railway.commit.wire import is_lost, sqlstate_of
+from sa_railway.commit.wire import DRIVERS, is_lost, sqlstate_of
 from sa_railway.commit.work import Work, work_on
 from sa_railway.config.profile import Profile
 from sa_railway.engine.driver import is_idle
@@ -79,13 +79,18 @@ def listen(engine: Engine, profile: Profile) -> None:
     """Resolve the lost COMMITs of *engine*, as the profile asks for it; to be called at creation.
 
     Raises:
-        ConfigurationError: the database is not PostgreSQL.
+        ConfigurationError: the database is not PostgreSQL, or its driver is not known.
     """
     setting = "resolve_commit" if profile.resolve_commit else "commit_marker"
     if engine.dialect.name != "postgresql":
         raise ConfigurationError(
             f"{setting} is True, and the database is {engine.dialect.name}; allowed: with "
             "PostgreSQL only"
+        )
+    if engine.dialect.driver not in DRIVERS:
+        raise ConfigurationError(
+            f"{setting} is True, and the driver is {engine.dialect.driver}; allowed: with "
+            "psycopg2, psycopg and asyncpg only"
         )
     resolver = _resolver(engine)
     event.listen(engine, "connect", functools.partial(resolver.check_version, setting))
@@ -102,9 +107,10 @@ def watch_commit(connection: Connection, state: CommitState) -> bool:
     Not for two-phase transactions and savepoints, which do not end with a COMMIT of the connection.
 
     Returns:
-        False if nothing can be found out, because the database is not PostgreSQL.
+        False if nothing can be found out: from a database that is not PostgreSQL, or by another
+        driver.
     """
-    if connection.dialect.name != "postgresql":
+    if connection.dialect.name != "postgresql" or connection.dialect.driver not in DRIVERS:
         return False
     _resolver(connection.engine)
     state.connection = connection

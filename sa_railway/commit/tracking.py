@@ -82,8 +82,16 @@ def unseen_cursor(connection: Any, **arguments: Any) -> Any:
     It is of psycopg's own class: the application's may be anything that it can work with.
     """
     psycopg = sys.modules["psycopg"]
-    is_async = hasattr(connection, "__aenter__")
+    connection = unwrapped(connection)
+    is_async = isinstance(connection, psycopg.AsyncConnection)
     return (psycopg.AsyncCursor if is_async else psycopg.Cursor)(connection, **arguments)
+
+
+def unwrapped(connection: Any) -> Any:
+    """Return the driver's own connection, without the proxies of monitoring agents around it."""
+    while "__wrapped__" in dir(type(connection)):
+        connection = connection.__wrapped__
+    return connection
 
 
 def track(engine: Engine) -> None:
@@ -106,7 +114,8 @@ def _psycopg2(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
         if seen is None:
             return connect(*args, **kwargs)
         connection = connect(*args, **{**kwargs, "connection_factory": seen})
-        if isinstance(connection, seen):  # and not one that a replaced connect() has at hand
+        # and not one that a replaced connect() has at hand, nor a proxy around ours
+        if type(connection) is seen:
             works.add(connection, Work(is_seen=True))
         return connection
 
@@ -190,6 +199,9 @@ def _psycopg(connect: Callable[..., Any], dbapi: Any) -> Callable[..., Any]:
             connection = connect(*args, **kwargs)
         driver = getattr(connection, "driver_connection", connection)  # of SQLAlchemy's adapter
         if id(driver) not in works:  # a creator may hand out a connection once more
+            # a proxy, as monitoring agents make it, only says that it is psycopg's
+            if not issubclass(type(driver), sys.modules["psycopg"].BaseConnection):
+                return connection
             if not hasattr(driver, "railway_base"):
                 seen = _seen_or_none(_psycopg_connection, type(driver))
                 if seen is None:

@@ -17,7 +17,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 # Not in SQLAlchemy's documentation, but the only way to wait for a driver within an asyncio engine.
 from sqlalchemy.util import await_only
 
-from sa_railway.commit.tracking import has_plain_commit, unseen_cursor
+from sa_railway.commit.tracking import has_plain_commit, unseen_cursor, unwrapped
 from sa_railway.faults import classify
 from sa_railway.faults.origin import severity_of
 
@@ -26,6 +26,9 @@ Pooled = PoolProxiedConnection | ConnectionPoolEntry
 
 SAVEPOINT = "SAVEPOINT sa_railway"
 BACK = "ROLLBACK TO SAVEPOINT sa_railway"
+
+DRIVERS = frozenset({"psycopg2", "psycopg", "psycopg_async", "asyncpg"})
+"""The drivers by which the server can be asked about a transaction."""
 
 _FAILED = 3  # libpq's PQTRANS_INERROR
 
@@ -103,6 +106,9 @@ class Wire:
     def _psycopg2_cursor(self, driver: Any) -> Any:
         """Return a cursor of psycopg2's own class; the application's might return dicts."""
         extensions = self._dialect.loaded_dbapi.extensions
+        driver = unwrapped(driver)
+        if not issubclass(type(driver), extensions.connection):  # a proxy of another kind
+            return driver.cursor(cursor_factory=extensions.cursor)
         return extensions.connection.cursor(driver, cursor_factory=extensions.cursor)
 
 

@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any, Unpack
 
 from sqlalchemy import URL
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import QueuePool, SingletonThreadPool, StaticPool
 
 from sa_railway.config.drivers import (
     LIBPQ_DRIVERS,
@@ -25,6 +25,9 @@ from sa_railway.config.profile import Profile, load_profile, suggest
 from sa_railway.config.settings import EngineArguments, ProfileName, Settings
 from sa_railway.config.url import find_url
 from sa_railway.exc import ConfigurationError
+
+# where libpq's parameters may stand besides the URL and the arguments of the driver
+_ELSEWHERE = {"service", "dsn", "conninfo"}
 
 _ENGINE_ARGUMENTS = frozenset(EngineArguments.__annotations__) - {"pool_pre_ping"}  # see _split()
 
@@ -224,6 +227,11 @@ def _pool_arguments(
     arguments = {"pool_pre_ping": profile.pre_ping, "pool_recycle": profile.pool_recycle}
     dialect = dialect_of(url, asyncio=is_async)
     pool_class = given.get("poolclass") or dialect.get_pool_class(url)
+    if isinstance(pool_class, type) and issubclass(pool_class, StaticPool | SingletonThreadPool):
+        # what holds one connection for all may hold what only that connection has
+        return {name: value for name, value in arguments.items() if name in asked}
+    if (given.get("creator") or given.get("async_creator")) and "pool_recycle" not in asked:
+        del arguments["pool_recycle"]  # it may hand out the same connection again
     if isinstance(pool_class, type) and issubclass(pool_class, QueuePool):
         arguments |= _queue_arguments(profile)
     constructor = getattr(pool_class, "__init__", None)
@@ -250,9 +258,9 @@ def _connect_defaults(url: URL, profile: Profile, given: Mapping[str, Any]) -> d
         return _asyncpg_defaults(url, profile)
     if driver in LIBPQ_DRIVERS:
         defaults = _libpq_defaults(driver, profile)
-        if "service" in {**in_url, **given} or os.environ.get("PGSERVICE"):
-            # what stands in a service file is the caller's, and libpq shows nothing of it; this
-            # one is the driver's own
+        if _ELSEWHERE & {**in_url, **given}.keys() or os.environ.get("PGSERVICE"):
+            # what stands there is the caller's, and libpq shows nothing of it; this one is the
+            # driver's own
             defaults = {k: v for k, v in defaults.items() if k == "prepare_threshold"}
         limits = {"connect_timeout": os.environ.get("PGCONNECT_TIMEOUT")} | defaults
         limit = {**limits, **in_url, **given}["connect_timeout"]
@@ -261,7 +269,7 @@ def _connect_defaults(url: URL, profile: Profile, given: Mapping[str, Any]) -> d
             defaults["tcp_user_timeout"] = max(_seconds(limit) * 1000, defaults["tcp_user_timeout"])
     elif driver in _MYSQL_TIMEOUTS:
         defaults = {_MYSQL_TIMEOUTS[driver]: math.ceil(profile.connect_timeout)}
-    elif url.get_backend_name() == "sqlite" and not _is_memory(url):
+    elif driver in ("pysqlite", "aiosqlite") and not _is_memory(url):
         defaults = {"timeout": _SQLITE_BUSY}
     return {name: value for name, value in defaults.items() if name not in in_url}
 

@@ -85,11 +85,13 @@ def is_asyncio(driver_connection: Any) -> bool:
 
 
 def is_idle(driver_connection: Any) -> bool:
-    """Return whether it is in no transaction, as the server last said; for PostgreSQL's drivers."""
+    """Return whether it is known to be in no transaction, as the server last said."""
     if hasattr(driver_connection, "get_transaction_status"):  # psycopg2
         return bool(driver_connection.get_transaction_status() == _IDLE)
     if hasattr(driver_connection, "pgconn"):  # psycopg
         return bool(driver_connection.pgconn.transaction_status == _IDLE)
+    if not hasattr(driver_connection, "is_in_transaction"):
+        return False  # a detached one has None, and other drivers say nothing
     # asyncpg, which has forgotten it of one that is closed
     return not driver_connection.is_closed() and not driver_connection.is_in_transaction()
 

@@ -95,7 +95,7 @@ def _renew() -> None:
         # nothing is replaced in the workers of a server that has just loaded the application
         if any(one.engine() is engine for _, one in in_use):
             _end_in_silence(engine)
-        _renew_pool(engine)
+        _renew_pool(engine, has_sockets=any(one.engine() is engine for _, one in opened))
 
 
 @never_raises
@@ -134,11 +134,11 @@ def _cut_off(opened: list[tuple[Any, _Opened]]) -> None:
 
 
 @never_raises
-def _renew_pool(engine: Engine) -> None:
+def _renew_pool(engine: Engine, *, has_sockets: bool) -> None:
     """Give the child a new pool; the old one is dropped, and its locks with it."""
+    if isinstance(engine.pool, SingletonThreadPool | StaticPool) and not has_sockets:
+        return  # a database in memory: the child's copy of it is its own, and all that it has
     if engine.dialect.name == "sqlite":
-        if isinstance(engine.pool, SingletonThreadPool | StaticPool):
-            return  # an in-memory database: the child's copy of it is its own, and all that it has
         # "Do not open an SQLite database connection, then fork(2), then try to use that connection
         # in the child" (sqlite.org/howtocorrupt.html), nor close it: it would release locks.
         _inherited_pools.append(engine.pool)

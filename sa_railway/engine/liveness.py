@@ -64,8 +64,11 @@ def listen(engine: Engine, profile: Profile, *, pool_pings: bool) -> None:
 
     *pool_pings* says whether its pool pings at checkout; one that the caller made need not.
     """
-    if not profile.pre_ping or engine.dialect.name == "sqlite":
-        if not isinstance(engine.pool, SingletonThreadPool | StaticPool):  # a database in memory
+    is_sqlite = engine.dialect.name == "sqlite"
+    has_one = isinstance(engine.pool, SingletonThreadPool | StaticPool)
+    # threads may share the one connection, and a ping of one would disturb the others
+    if not profile.pre_ping or is_sqlite or (has_one and not pool_pings):
+        if not (is_sqlite and has_one):  # a database in memory
             event.listen(engine, "checkout", _refuse_inherited)
         return
     liveness = _Liveness(engine, profile)
@@ -126,11 +129,15 @@ class _Pooled:
         loop: the event loop that it was made in, if it works in that one only. An event loop leads
             to its connections, so it is held weakly; asyncpg's connections hold it.
         record: the pool's record of it.
+        is_shared: whether several records have it, and so several threads may use it at once.
     """
 
-    __slots__ = ("_descriptor_of", "_poller", "_registered", "loop", "received", "record", "since")
+    __slots__ = tuple(
+        "_descriptor_of _poller _registered is_shared loop received record since".split()
+    )
 
     def __init__(self, connection: Any, record: ConnectionPoolEntry | None = None) -> None:
+        self.is_shared = False
         self.since: float | None = None
         self.received: int | None = None
         self.loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
@@ -191,6 +198,11 @@ class _Liveness:
 
     def connect(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         connection = record.driver_connection
+        known = _pooled.get(id(connection))
+        if known is not None:  # a creator has handed it out before
+            known.is_shared = True
+            record.info[_POOLED] = known
+            return
         pooled = _Pooled(connection, record)
         with contextlib.suppress(TypeError):
             _pooled.add(connection, pooled)
@@ -235,6 +247,8 @@ class _Liveness:
         pooled = _pooled.get(id(connection))
         if pooled is None:
             return self._examine(dbapi_connection, connection)
+        if pooled.is_shared and socket_state(connection) is not SocketState.CLOSED:
+            return True  # a ping would disturb the other threads
         since, pooled.since = pooled.since, None
         if since is None and not is_in_transaction(connection):
             # the caller that has it wants a ping, and gets the dialect's own
@@ -269,14 +283,19 @@ class _Liveness:
         """Ping within a deadline, also where the socket is closed: listeners learn of the loss."""
         self._warn_if_gevent_is_blocked()
         started = time.monotonic()
-        is_closed = (
-            socket_state(connection) is SocketState.CLOSED
-        )  # then nothing has to be waited for
+        # then nothing has to be waited for
+        is_closed = socket_state(connection) is SocketState.CLOSED
         if not is_closed and is_in_transaction(connection):
             # Several share it, or it came back without a reset. A ping would end the transaction.
             return True
         limited = _UNLIMITED if is_closed else limit(connection, self._timeout(connection))
-        with limited as expired:
+        with contextlib.ExitStack() as block:
+            try:
+                expired = block.enter_context(limited)
+            except (OSError, RuntimeError, ImportError):
+                # no descriptor and no thread is left, or Python ends: the dialect's ping has no
+                # deadline either
+                expired = block.enter_context(_UNLIMITED)
             try:
                 is_alive = self._ping(dbapi_connection)
             except self._dialect.loaded_dbapi.Error as error:

@@ -6,6 +6,7 @@ configuration has that from.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ from sa_railway.exc import ConfigurationError
 if TYPE_CHECKING:
     from flask import Flask
     from sqlalchemy import Engine
+
+
+logger = logging.getLogger("sa_railway.flask")
 
 
 def add_commands(app: Flask, engines: Callable[[], Mapping[str, Engine]]) -> None:
@@ -45,6 +49,12 @@ def add_commands(app: Flask, engines: Callable[[], Mapping[str, Engine]]) -> Non
         ),
         choose,
     )
+    if "railway" in app.cli.commands:
+        logger.warning(
+            "Flask app %r has a command of the name railway already, so it has none of ours",
+            app.name,
+        )
+        return
     group = AppGroup("railway", help="Look after the connections of this application.")
     for template in (commands.wait, commands.doctor, commands.budget, commit_marker):
         group.add_command(by_bind.to(template))

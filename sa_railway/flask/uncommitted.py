@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from sa_railway.commit.sql import Writes, effects_of
 from sa_railway.engine.driver import is_idle
+from sa_railway.engine.known import Known
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -101,7 +102,8 @@ _NOTHING = Uncommitted(0, 0, 0, 0, may_have_written=False)
 
 def connections_of(session: Session) -> list[Connection]:
     """Return the connections that *session* has begun a transaction on and not given back."""
-    return [each for each in _begun.get(session, ()) if not each.closed]
+    begun = [reference() for reference in _begun.get(id(session), ())]
+    return [each for each in begun if each is not None and not each.closed]
 
 
 def watch(engine: Engine) -> None:
@@ -173,8 +175,9 @@ def _executed(statement: object, context: Any) -> None:
         tally.may_have_written = True
 
 
-# The connections on which each session has begun. Its own info belongs to the application.
-_begun: WeakKeyDictionary[Session, list[Connection]] = WeakKeyDictionary()
+# The connections on which each session has begun, which may lead to the session themselves. Its own
+# info belongs to the application.
+_begun: Known[list[ref[Connection]]] = Known()
 
 
 # The class of all sessions, for each extension makes its own: Flask-SQLAlchemy a class, and
@@ -183,6 +186,6 @@ _begun: WeakKeyDictionary[Session, list[Connection]] = WeakKeyDictionary()
 def _begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
     if transaction.nested:
         return
-    others = [each for each in _begun.get(session, ()) if not each.closed]
-    _begun[session] = [*(each for each in others if each is not connection), connection]
+    others = [each for each in connections_of(session) if each is not connection]
+    _begun.add(session, [ref(each) for each in (*others, connection)])
     _tallies.pop(connection, None)  # of a connection that the session is bound to, and shares

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import errno
 import functools
 import gc
 import inspect
+import os
 import threading
+import time
 from typing import Any
 from unittest import mock
 
@@ -18,6 +21,7 @@ import psycopg2.extensions
 import pytest
 import sqlalchemy
 import sqlalchemy.ext.asyncio
+import wrapt
 from fix_engines import DRIVERS, SYNC
 from psycopg2.extras import RealDictCursor
 from sqlalchemy import event, text
@@ -30,6 +34,9 @@ from within import done, driver_of, using
 
 import sa_railway
 from sa_railway.commit.marker_schema import create_sql, drop_sql
+from sa_railway.commit.tracking import unwrapped
+from sa_railway.commit.work import work_on
+from sa_railway.exc import ConfigurationError
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -381,3 +388,162 @@ def test_a_method_that_a_test_replaces_is_replaced_for_as_long(
         connection.commit()
 
     assert run(is_ours=True) == run(is_ours=False) == (True, 0)
+
+
+class Named(wrapt.ObjectProxy):  # type: ignore[misc]
+    """As monitoring agents wrap connections whose calls they count."""
+
+    def cursor(self, *args, **kwargs):
+        return self.__wrapped__.cursor(*args, **kwargs)
+
+    def commit(self):
+        return self.__wrapped__.commit()
+
+    def transaction(self, *args, **kwargs):
+        return self.__wrapped__.transaction(*args, **kwargs)
+
+
+@pytest.fixture
+def wrap(monkeypatch):
+    """A function that lets ``connect()`` of a driver return proxies of a class."""
+
+    def wrap(driver, wrapper):
+        module: Any = {"psycopg2": psycopg2, "psycopg": psycopg}[driver]
+        connect, register = module.connect, psycopg2.extensions.register_type
+        monkeypatch.setattr(module, "connect", lambda *a, **named: wrapper(connect(*a, **named)))
+        # which takes no proxy, so the agents unwrap it
+        for place in ("psycopg2.extensions.register_type", "psycopg2._json.register_type"):
+            monkeypatch.setattr(place, lambda kind, scope=None: register(kind, unwrapped(scope)))
+
+    return wrap
+
+
+@pytest.mark.parametrize("wrapper", [wrapt.ObjectProxy, Named])
+@pytest.mark.parametrize("driver", SYNC)
+def test_connections_may_be_wrapped(postgres, driver, wrapper, same, wrap):
+    wrap(driver, wrapper)
+
+    def run(create_engine):
+        engine = create_engine(postgres.url_for(driver))
+        found = []
+        for _ in range(2):
+            with engine.begin() as connection:
+                connection.execute(text("DELETE FROM plain"))
+                connection.execute(text("INSERT INTO plain VALUES (1)"))
+            with engine.connect() as connection:
+                found.append(connection.scalar(text("SELECT count(*) FROM plain")))
+        engine.dispose()
+        return found
+
+    same(run, expected=[1, 1])
+
+
+@pytest.mark.parametrize("wrapper", [wrapt.ObjectProxy, Named])
+@pytest.mark.parametrize("driver", SYNC)
+def test_what_runs_on_a_wrapped_connection_is_not_thought_to_be_seen(
+    postgres, driver, wrapper, wrap
+):
+    wrap(driver, wrapper)
+    engine = sa_railway.create_engine(postgres.url_for(driver))
+
+    def ends_by_itself(connection):
+        connection.execute(text("INSERT INTO plain VALUES (1)"))
+        connection.execute(text("COMMIT"))
+
+    with pytest.raises(ConfigurationError, match="callback executes COMMIT by itself"):
+        sa_railway.run_transaction(engine, ends_by_itself, writes=False)
+    with engine.connect() as connection:
+        assert not work_on(connection.connection.driver_connection).is_seen
+    engine.dispose()
+
+
+def later(monkeypatch, seconds=300.0):
+    for name in ("time", "monotonic"):
+        clock = getattr(time, name)
+        monkeypatch.setattr(time, name, lambda clock=clock: clock() + seconds)
+
+
+@pytest.mark.parametrize("driver", SYNC)
+def test_a_connection_that_several_share_is_not_recycled(postgres, driver, same):
+    def run(create_engine):
+        engine = create_engine(postgres.url_for(driver), poolclass=StaticPool)
+        with engine.connect() as outer, pytest.MonkeyPatch.context() as patch:
+            outer.execute(text("CREATE TEMPORARY TABLE shared (n int)"))
+            later(patch)
+            with engine.connect() as inner:
+                found = inner.scalar(text("SELECT count(*) FROM shared"))
+            outer.execute(text("SELECT 1"))
+        engine.dispose()
+        return found
+
+    same(run, expected=0)
+
+
+@pytest.mark.parametrize("driver", SYNC)
+def test_a_connection_of_a_creator_is_not_recycled(postgres, driver, same):
+    def run(create_engine):
+        raw = raw_connection(postgres, driver)
+        engine = create_engine(postgres.url_for(driver), creator=lambda: raw)
+        found = [one(engine)]
+        with pytest.MonkeyPatch.context() as patch:
+            later(patch)
+            found += [one(engine), one(engine)]
+        engine.dispose()
+        raw.close()
+        return found
+
+    same(run, expected=[1, 1, 1])
+
+
+def raw_connection(postgres, driver):
+    url = postgres.url_for(driver)
+    module: Any = {"psycopg2": psycopg2, "psycopg": psycopg}[driver]
+    return module.connect(host=url.host, port=url.port, user=url.username, dbname=url.database)
+
+
+@pytest.mark.parametrize("kind", ["StaticPool", "creator"])
+@pytest.mark.parametrize("driver", SYNC)
+def test_threads_may_share_one_connection(postgres, driver, kind, same):
+    def run(create_engine):
+        raw = raw_connection(postgres, driver)
+        options = {"creator": lambda: raw} if kind == "creator" else {"poolclass": StaticPool}
+        engine = create_engine(postgres.url_for(driver), isolation_level="AUTOCOMMIT", **options)
+        errors = []
+
+        def work():
+            for _ in range(200):
+                try:
+                    one(engine)
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is compared
+                    errors.append(repr(error))
+
+        one(engine)
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        engine.dispose()
+        raw.close()
+        return errors
+
+    same(run, expected=[])
+
+
+@pytest.mark.parametrize("driver", SYNC)
+def test_a_connection_is_kept_where_no_descriptor_is_left(postgres, driver, same, monkeypatch):
+    def run(create_engine):
+        engine = create_engine(postgres.url_for(driver))
+        pids = []
+        for _ in range(2):
+            with engine.connect() as connection, pytest.MonkeyPatch.context() as patch:
+                later(patch, 2.0)
+                pids.append(connection.scalar(text("SELECT pg_backend_pid()")))
+        engine.dispose()
+        return pids[0] == pids[1]
+
+    def dup(_descriptor):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "dup", dup)
+    same(run, expected=True)
