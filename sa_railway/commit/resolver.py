@@ -57,6 +57,7 @@ class CommitState:
     Attributes:
         deadline: when to stop asking for a lost outcome, on the clock of ``time.monotonic()``.
         writes: whether the transaction writes; None decides by what was executed.
+        is_by_name: whether it is the names of functions by which it is known to only read.
         sent: whether the COMMIT may have reached the server.
         outcome: what became of it; None until it is known.
         connection: SQLAlchemy's, once it is watched.
@@ -64,6 +65,7 @@ class CommitState:
 
     deadline: float
     writes: bool | None = None
+    is_by_name: bool = False
     sent: bool = False
     outcome: Outcome | None = None
     connection: Connection | None = field(default=None, repr=False)
@@ -211,6 +213,7 @@ class _Resolver:
         if state.writes is None:
             # A transaction of which nothing was seen was begun past everything that sees.
             state.writes = bool(work.writes) or not work.is_noted
+            state.is_by_name = work.by_name and not state.writes
         try:
             self._commit(proxied, state, work)
         finally:
@@ -282,7 +285,9 @@ class _Resolver:
             raise error
         started = time.monotonic()
         outcome = proof
-        if not isinstance(outcome, Outcome):
+        if state.is_by_name:
+            outcome = self._asker.resolve(None, state.deadline)
+        elif not isinstance(outcome, Outcome):
             outcome = self._asker.resolve(outcome, state.deadline)
         state.outcome = outcome
         seconds = time.monotonic() - started

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from sa_railway.commit.harmless import HARMLESS, HARMLESS_AFTER
+from sa_railway.commit.harmless import FUNCTIONS, HARMLESS, HARMLESS_AFTER
 
 
 class Writes(enum.IntEnum):
@@ -34,10 +34,12 @@ class Effects(NamedTuple):
         writes: NO only if the text proves it.
         keeps_session: whether it provably leaves the session as it was: no setting, no role, no
             lock or cursor that outlives the transaction.
+        by_name: whether a function is called that reads if it is the server's of that name.
     """
 
     writes: Writes
     keeps_session: bool
+    by_name: bool = False
 
 
 READS = Effects(Writes.NO, keeps_session=True)
@@ -266,7 +268,10 @@ def _examine_one(tokens: list[_Token]) -> Effects:
     if _changes_data(tokens):
         # SELECT INTO may make a temporary table
         return Effects(Writes.YES, keeps_session=is_harmless and "into" not in texts)
-    return Effects(Writes.NO if is_harmless else Writes.MAYBE, keeps_session=is_harmless)
+    by_name = any(
+        name.text in FUNCTIONS and token.text == "(" for name, token in itertools.pairwise(tokens)
+    )
+    return Effects(Writes.NO, True, by_name) if is_harmless else _UNPROVED  # noqa: FBT003
 
 
 def _changes_data(tokens: list[_Token]) -> bool:

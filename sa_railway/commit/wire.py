@@ -88,10 +88,13 @@ class Wire:
     def can_run_together(self, pooled: Pooled) -> bool:
         """Return whether *pooled* is psycopg's, with a libpq that has pipelines.
 
-        Not if psycopg, or a class of the application's, has something to say to a ``commit()``.
+        Not if psycopg, or a class of the application's, be it of the connection or of the dialect,
+        has something to say to a ``commit()``.
         """
         driver: Any = pooled.driver_connection
         if not hasattr(driver, "pgconn") or not has_plain_commit(driver):
+            return False
+        if not type(self._dialect).do_commit.__module__.startswith("sqlalchemy."):
             return False
         return bool(sys.modules["psycopg"].capabilities.has_pipeline())
 

@@ -27,6 +27,7 @@ class Work:
         writes: whether a statement of the transaction has written, or may have.
         has_session_state: whether what was executed since ``begin_session()`` may have left a
             setting, a lock or the like that outlives its transaction.
+        by_name: whether the transaction has called functions that read if they are the server's.
         is_noted: whether any statement of the transaction was seen.
         is_seen: whether everything that runs on the connection is seen.
         nesting: how many of psycopg's own transactions are open.
@@ -38,7 +39,8 @@ class Work:
     """
 
     __slots__ = tuple(
-        "has_session_state is_noted is_seen nesting refuse_early refuse_end server writes".split()
+        "by_name has_session_state is_noted is_seen nesting refuse_early refuse_end server "
+        "writes".split()
     )
 
     def __init__(self, *, is_seen: bool) -> None:
@@ -78,11 +80,12 @@ class Work:
         if self.writes and is_idle(connection):
             self.end_transaction()  # what wrote was rolled back
         self.is_noted = True
-        writes, keeps_session = effects_of(statement)
+        writes, keeps_session, by_name = effects_of(statement)
         if values and writes is not Writes.YES and not all(map(_is_constant, values)):
             writes, keeps_session = Writes.MAYBE, False
         if writes > self.writes:
             self.writes = writes
+        self.by_name |= by_name
         if not keeps_session:
             self.has_session_state = True
 
@@ -93,7 +96,7 @@ class Work:
 
     def end_transaction(self) -> None:
         """Forget what the transaction has done."""
-        self.is_noted = False
+        self.by_name = self.is_noted = False
         self.writes = Writes.NO if self.is_seen else Writes.MAYBE
 
     def lose_sight(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ def never_raises(hook: Hook) -> Hook:
         except DisconnectionError:
             raise
         except Exception:
-            if not failed:
+            if not failed and not sys.is_finalizing():  # when nothing can be imported any more
                 failed = True
                 logger.exception(
                     "%s failed and was passed over; its further failures are not logged",

@@ -28,8 +28,9 @@ class Known(dict[int, Value]):
         """
         key = id(connection)
         # called before the memory, and with it the id, can be another object's
-        self._alive[key] = weakref.ref(connection, lambda _: self._forget(key))
-        self[key] = value
+        reference = weakref.ref(connection, lambda _: self._forget(key))
+        self[key] = value  # first: another thread may fork between the two
+        self._alive[key] = reference
 
     def living(self) -> Iterator[tuple[Any, Value]]:
         """Yield the connections that are alive, each with its value."""

@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 import sqlalchemy
 from fix_commit import ANSWER_LOST, ARRIVED, NEVER_ARRIVED, UNDONE, unknown
-from fix_engines import ASYNC, SYNC, plain_engine
+from fix_engines import ASYNC, SYNC, plain_engine, pool_of
 from marked import MarkedPostgres
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -146,6 +146,82 @@ def test_a_reader_has_nothing_to_lose_and_asks_nothing(postgres, driver, outcome
         engine.dispose()
 
         assert proxy.accepted == accepted
+    assert outcomes == ["committed"]
+
+
+def begin(engine, work):
+    with engine.begin() as connection:
+        work(connection)
+
+
+@pytest.mark.parametrize("cut", [NEVER_ARRIVED, ARRIVED], ids=["before", "after"])
+@pytest.mark.parametrize("way", ["resolve_commit", "run_transaction"])
+@pytest.mark.parametrize("driver", SYNC)
+def test_a_function_that_shares_its_name_with_one_of_the_servers_is_not_taken_for_it(
+    postgres, plain, driver, way, cut, outcomes
+):
+    """PostgreSQL chooses by the types of the arguments: round(text) is the application's."""
+
+    def work(connection):
+        connection.execute(text("SELECT round(:a)"), {"a": "x"})
+        proxy.cut(**cut)
+
+    with plain.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION round(a text) RETURNS void LANGUAGE sql "
+            "AS 'INSERT INTO lost VALUES (1)'"
+        )
+    try:
+        with ChaosProxy(postgres.url_for(driver)) as proxy:
+            engine = sa_railway.create_engine(proxy.url, resolve_commit=way == "resolve_commit")
+            run = begin if way == "resolve_commit" else sa_railway.run_transaction
+            with pytest.raises(CommitOutcomeUnknownError):
+                run(engine, work)
+            engine.dispose()
+    finally:
+        with plain.begin() as connection:
+            connection.exec_driver_sql("DROP FUNCTION round(text)")
+
+    assert outcomes == ["unknown"]
+
+
+@pytest.mark.parametrize("driver", SYNC)
+def test_a_reader_that_calls_functions_of_the_server_has_nothing_to_lose(
+    postgres, driver, outcomes
+):
+    with ChaosProxy(postgres.url_for(driver)) as proxy:
+        engine = sa_railway.create_engine(proxy.url, resolve_commit=True)
+        with engine.connect() as connection:
+            connection.execute(text("SELECT round(1.5), count(*)"))
+            proxy.cut(before="COMMIT")
+            connection.commit()
+        engine.dispose()
+
+    assert outcomes == ["committed"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"isolation_level": "SERIALIZABLE"}, {"postgresql_readonly": True}],
+    ids=["isolation", "readonly"],
+)
+@pytest.mark.parametrize("driver", SYNC)
+def test_a_connection_with_options_gives_its_place_in_the_pool_back(
+    postgres, driver, options, outcomes
+):
+    with ChaosProxy(postgres.url_for(driver)) as proxy:
+        engine = sa_railway.create_engine(
+            proxy.url, resolve_commit=True, pool_size=1, max_overflow=0, pool_timeout=5
+        )
+        with sessionmaker(engine.execution_options(**options))() as session:
+            session.execute(text("SELECT 1"))
+            proxy.cut(after="COMMIT")
+            session.commit()
+        assert pool_of(engine).checkedout() == 0
+        with engine.connect() as connection:
+            assert connection.scalar(text("SHOW transaction_isolation")) == "read committed"
+        engine.dispose()
+
     assert outcomes == ["committed"]
 
 

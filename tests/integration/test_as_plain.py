@@ -390,7 +390,7 @@ def test_a_method_that_a_test_replaces_is_replaced_for_as_long(
     assert run(is_ours=True) == run(is_ours=False) == (True, 0)
 
 
-class Named(wrapt.ObjectProxy):  # type: ignore[misc]
+class Named(wrapt.ObjectProxy):
     """As monitoring agents wrap connections whose calls they count."""
 
     def cursor(self, *args, **kwargs):
@@ -507,7 +507,7 @@ def test_threads_may_share_one_connection(postgres, driver, kind, same):
     def run(create_engine):
         raw = raw_connection(postgres, driver)
         options = {"creator": lambda: raw} if kind == "creator" else {"poolclass": StaticPool}
-        engine = create_engine(postgres.url_for(driver), isolation_level="AUTOCOMMIT", **options)
+        engine = create_engine(postgres.url_for(driver), **options)
         errors = []
 
         def work():
@@ -534,13 +534,14 @@ def test_threads_may_share_one_connection(postgres, driver, kind, same):
 def test_a_connection_is_kept_where_no_descriptor_is_left(postgres, driver, same, monkeypatch):
     def run(create_engine):
         engine = create_engine(postgres.url_for(driver))
-        pids = []
-        for _ in range(2):
-            with engine.connect() as connection, pytest.MonkeyPatch.context() as patch:
-                later(patch, 2.0)
-                pids.append(connection.scalar(text("SELECT pg_backend_pid()")))
+        with engine.connect() as connection:
+            pid = connection.scalar(text("SELECT pg_backend_pid()"))
+        with pytest.MonkeyPatch.context() as patch:
+            later(patch, 2.0)
+            with engine.connect() as connection:
+                is_kept = connection.scalar(text("SELECT pg_backend_pid()")) == pid
         engine.dispose()
-        return pids[0] == pids[1]
+        return is_kept
 
     def dup(_descriptor):
         raise OSError(errno.EMFILE, "Too many open files")

@@ -208,7 +208,7 @@ def test_every_harmless_word_is_reserved_or_a_function_of_postgresql_that_does_n
     unknown = HARMLESS - reserved - set(is_volatile)
     volatile = {word for word in HARMLESS - reserved if is_volatile.get(word)}
 
-    assert unknown == {"similarity"}  # of pg_trgm
+    assert unknown == set()
     assert volatile == {"clock_timestamp", "gen_random_uuid", "pg_is_in_recovery", "random"}
 
 
