@@ -435,3 +435,23 @@ def test_such_a_child_leaves_an_sqlite_database_as_it_is(tmp_path, path):
     engine, has_row = with_a_row(f"sqlite://{'/' + str(tmp_path) + path if path else ''}")
     assert fork_unseen(has_row)
     engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"isolation_level": "REPEATABLE READ"}, {"postgresql_readonly": True}],
+    ids=["isolation", "readonly"],
+)
+@pytest.mark.parametrize("driver", SYNC)
+def test_a_child_leaves_a_block_whose_connection_has_options(postgres, driver, options):
+    engine = sa_railway.create_engine(postgres.url_for(driver)).execution_options(**options)
+
+    def leave():
+        connection.close()
+        return True
+
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+        assert in_child(leave)
+        assert connection.scalar(text("SELECT 1")) == 1
+    engine.dispose()

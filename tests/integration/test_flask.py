@@ -19,7 +19,7 @@ from flask_sqlalchemy import SQLAlchemy
 from marked import in_text
 from sqlalchemy import URL, Connection, Engine, event, func, insert, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
-from sqlalchemy.orm import scoped_session
+from sqlalchemy.orm import Session, scoped_session
 
 from sa_railway import engine_options
 from sa_railway.flask import Railway
@@ -1080,3 +1080,58 @@ def test_the_failure_of_a_command_is_seen_even_if_click_does_not_tell(
 
     assert [level for level, _ in logged()] == [level]
     shop.assert_nothing_is_held()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_session_may_detach_its_connection(make_shop: Callable[..., Shop], mode: str):
+    shop = make_shop(options=MODES[mode])
+    Railway(shop.app, shop.db)
+
+    @shop.app.get("/")
+    def view() -> str:
+        leave_text(shop)
+        shop.db.session.connection().detach()
+        return "done"
+
+    assert shop.app.test_client().get("/").text == "done"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_test_may_put_a_mock_in_place_of_the_session(
+    make_shop: Callable[..., Shop], mode: str, monkeypatch: pytest.MonkeyPatch
+):
+    shop = make_shop(options=MODES[mode])
+    Railway(shop.app, shop.db)
+    make: Any = mock.Mock
+    monkeypatch.setattr(shop.db, "session", scoped_session(make))
+    shop.app.add_url_rule(
+        "/", view_func=lambda: str(bool(shop.db.session.execute(text("SELECT 1"))))
+    )
+
+    assert shop.app.test_client().get("/").text == "True"
+
+
+def test_sessions_that_their_connections_lead_to_are_collected(shop: Shop):
+    """The listener is on the class of all sessions, whatever they have to do with Flask."""
+    engine = shop.engines()[None]
+    found = []
+    for _ in range(3):
+        session = Session(engine)
+        session.connection(execution_options={"owner": session}).execute(text("SELECT 1"))
+        session.close()
+        found.append(weakref.ref(session))
+    del session
+    gc.collect()
+
+    assert [reference() for reference in found] == [None] * 3
+
+
+def test_sessions_need_no_hash(shop: Shop):
+    class Equal(Session):
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+    with Equal(shop.engines()[None]) as session:
+        assert session.scalar(text("SELECT 1")) == 1

@@ -112,3 +112,20 @@ def test_wrong_usage(run: Run, arguments: list[str], message: str):
 
     assert (status, out) == (2, "")
     assert err == f"Error: {message}\n"
+
+
+def test_a_command_of_the_application_of_the_same_name_is_kept(
+    database_url: URL, caplog: pytest.LogCaptureFixture
+):
+    app = Flask("shop")
+    app.config.update(
+        SQLALCHEMY_DATABASE_URI=database_url,
+        SQLALCHEMY_ENGINE_OPTIONS=engine_options(database_url),
+    )
+    app.cli.command("railway")(lambda: print("choo"))
+    Railway(app, SQLAlchemy(app))
+
+    assert app.test_cli_runner().invoke(args=["railway"]).output == "choo\n"
+    assert [record.getMessage() for record in caplog.records] == [
+        "Flask app 'shop' has a command of the name railway already, so it has none of ours"
+    ]

@@ -7,11 +7,15 @@ import pytest
 import sqlalchemy
 from sqlalchemy import event, text
 from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import NoSuchModuleError
 
 import sa_railway
+from sa_railway.commit.marker_schema import create_sql, drop_sql
+from sa_railway.exc import ConfigurationError
 
 
 class Nameless(DefaultDialect):
@@ -109,3 +113,75 @@ def test_the_parameters_of_another_dialect_stay_where_they_are():
     )
 
     assert dict(engine.url.query) == {"user": "me", "password": "secret"}
+
+
+class OtherSQLite(SQLiteDialect_pysqlite):
+    """A driver for SQLite files with arguments of other names, as that of Turso has."""
+
+    driver = "other"
+    supports_statement_cache = True
+
+
+class OtherPostgres(PGDialect_psycopg2):
+    """A driver that the package knows nothing of, as pg8000 is."""
+
+    driver = "other"
+    supports_statement_cache = True
+
+
+registry.register("sqlite.other", __name__, "OtherSQLite")
+registry.register("postgresql.other", __name__, "OtherPostgres")
+
+
+def test_other_drivers_of_sqlite_get_no_argument_of_its_own():
+    options = sa_railway.engine_options("sqlite+other:///app.db")
+
+    assert "connect_args" not in options
+
+
+@pytest.mark.parametrize("setting", ["resolve_commit", "commit_marker"])
+def test_a_driver_that_cannot_ask_for_an_outcome_is_refused(setting):
+    asked: dict[str, Any] = {setting: True}
+    with pytest.raises(ConfigurationError) as caught:
+        sqlalchemy.create_engine(
+            "postgresql+other://h/d",
+            plugins=["railway"],
+            railway_profile=sa_railway.Profile(**asked),
+        )
+
+    assert str(caught.value) == (
+        f"{setting} is True, and the driver is other; allowed: with psycopg2, psycopg and asyncpg "
+        "only"
+    )
+
+
+class Committing(PGDialect_psycopg):
+    """A dialect that has something to say to each COMMIT."""
+
+    supports_statement_cache = True
+    commits = 0
+
+    def do_commit(self, dbapi_connection):
+        type(self).commits += 1
+        super().do_commit(dbapi_connection)
+
+
+registry.register("committing.psycopg", __name__, "Committing")
+
+
+def test_the_commit_of_a_dialect_is_its_own_with_markers_too(postgres):
+    plain = sqlalchemy.create_engine(postgres.url)
+    with plain.begin() as connection:
+        for statement in [*drop_sql(), *create_sql()]:
+            connection.exec_driver_sql(statement)
+        connection.exec_driver_sql("DROP TABLE IF EXISTS seen; CREATE TABLE seen (n int)")
+    url = postgres.url.set(drivername="committing+psycopg")
+    engine = sqlalchemy.create_engine(
+        url, plugins=["railway"], railway_profile=sa_railway.Profile(commit_marker=True)
+    )
+    with engine.begin() as connection:
+        before = Committing.commits
+        connection.exec_driver_sql("INSERT INTO seen VALUES (1)")
+    assert Committing.commits == before + 1
+    engine.dispose()
+    plain.dispose()

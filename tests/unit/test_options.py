@@ -130,8 +130,8 @@ def test_defaults_for_asyncio(url: str, expected: dict[str, Any]) -> None:
         (AsyncAdaptedQueuePool, QUEUE_POOL),
         (type("Mine", (QueuePool,), {}), QUEUE_POOL),
         (NullPool, ANY_POOL),
-        (StaticPool, ANY_POOL),
-        (SingletonThreadPool, ANY_POOL),
+        (StaticPool, {}),
+        (SingletonThreadPool, {}),
     ],
 )
 def test_only_a_queue_pool_gets_the_arguments_of_one(
@@ -149,8 +149,9 @@ def test_a_pool_that_is_there_gets_no_arguments() -> None:
 @pytest.mark.parametrize("name", ["creator", "async_creator"])
 def test_a_creator_gets_no_connect_args_but_those_of_the_caller(name: str) -> None:
     given = {name: print, "connect_args": {"sslmode": "require"}}
-    assert complete(PSYCOPG2, given) == {**given, **QUEUE_POOL}
-    assert complete(PSYCOPG2, {name: print}) == {name: print, **QUEUE_POOL}
+    pool = {key: value for key, value in QUEUE_POOL.items() if key != "pool_recycle"}
+    assert complete(PSYCOPG2, given) == {**given, **pool}
+    assert complete(PSYCOPG2, {name: print}) == {name: print, **pool}
 
 
 def test_what_the_caller_passes_wins() -> None:
@@ -326,6 +327,23 @@ def test_what_a_service_file_may_say_is_left_to_it(
     assert "connect_args" not in complete(url + "?service=mine")
     monkeypatch.setenv("PGSERVICE", "mine")
     assert "connect_args" not in complete(url)
+
+
+@pytest.mark.parametrize(("url", "name"), [(PSYCOPG2, "dsn"), (PSYCOPG, "conninfo")])
+def test_what_the_caller_s_connection_string_may_say_is_left_to_it(url: str, name: str) -> None:
+    given = {"connect_args": {name: "connect_timeout=60"}}
+
+    assert complete(url, given)["connect_args"] == given["connect_args"]
+
+
+def test_a_connection_that_may_be_shared_is_neither_pinged_nor_recycled_unasked() -> None:
+    static = complete(PSYCOPG2, {"poolclass": StaticPool})
+    created = complete(PSYCOPG2, {"creator": object()})
+    asked = options(PSYCOPG2, poolclass=StaticPool, pool_recycle=60, pool_pre_ping=True)
+
+    assert static.keys() & {"pool_recycle", "pool_pre_ping"} == set()
+    assert created.keys() & {"pool_recycle", "pool_pre_ping"} == {"pool_pre_ping"}
+    assert (asked["pool_recycle"], asked["pool_pre_ping"]) == (60, True)
 
 
 def test_timeout_in_the_url_that_is_no_number_is_refused() -> None:
