@@ -21,7 +21,7 @@ from sa_railway.config.profile import Profile, load_profile
 from sa_railway.config.url import find_url
 from sa_railway.doctor.progress import has_rich, shown_progress
 from sa_railway.doctor.sources import look_up
-from sa_railway.exc import NotReadyError
+from sa_railway.exc import ConfigurationError, NotReadyError
 from sa_railway.faults import classify, first_line
 from sa_railway.recovery.wait import wait_for_database
 
@@ -71,6 +71,8 @@ def wait(database: Database, *, as_json: bool, quiet: bool, **wanted: Any) -> in
         _wait_for(database, url, **wanted)
     except NotReadyError as error:
         result |= {"ready": False, "error": str(error), "missing": error.missing}
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"the driver of {url.drivername} is missing: {error}") from error
     except (SQLAlchemyError, OSError) as error:
         advice = classify(error).advice
         result |= {"ready": False, "error": first_line(error), "advice": advice}

@@ -150,7 +150,13 @@ def _psycopg2_connection(base: Any, extensions: Any) -> Any:
         return base.lobject(self, *args, **kwargs)
 
     rooted = _derive(root, __slots__=(), cursor=cursor)
+
+    def note_setting(connection: Any, _args: _Args, _kwargs: _Kwargs) -> None:
+        work_on(connection).has_session_state = True
+
     members: dict[str, Any] = {"commit": _seen_commit(base), "lobject": lobject}
+    for name in ("set_session", "set_client_encoding"):  # which SQLAlchemy calls at connect only
+        members[name] = _preceded(base, name, note_setting)
     if base is not root:  # whose own cursor(), if it has one, comes first
         rooted = _derive(base, bases=(base, rooted), __slots__=())
         members["cursor"] = _seen_cursor(rooted)

@@ -225,6 +225,27 @@ def test_a_connection_with_options_gives_its_place_in_the_pool_back(
     assert outcomes == ["committed"]
 
 
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [("set_session", "SERIALIZABLE"), ("set_client_encoding", "LATIN1")],
+)
+def test_a_setting_by_a_method_of_the_driver_is_not_lost_in_silence(
+    postgres, method, setting, outcomes
+):
+    with ChaosProxy(postgres.url) as proxy:
+        engine = sa_railway.create_engine(proxy.url, resolve_commit=True)
+        with engine.connect() as connection:
+            getattr(connection.connection.driver_connection, method)(setting)
+            connection.execute(text("SELECT 1"))
+            proxy.cut(after="COMMIT")
+            connection.commit()
+            with pytest.raises(DBAPIError):
+                connection.execute(text("SELECT 1"))
+        engine.dispose()
+
+    assert outcomes == ["committed"]
+
+
 @pytest.mark.parametrize("driver", SYNC)
 def test_only_a_writer_pays_a_round_trip(postgres, plain, driver):
     def cost(proxy, engine, work):

@@ -58,3 +58,10 @@ def test_a_default_that_stands_for_a_missing_url_is_named(capsys, monkeypatch, t
         r"ready after [\d.]+ s: sqlite:///app\.db \(no database URL is set\)\n",
         capsys.readouterr().out,
     )
+
+
+def test_a_driver_that_is_missing_is_named(capsys: pytest.CaptureFixture[str]):
+    assert main(["wait", "postgresql+pg8000://h/d"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "Error: the driver of postgresql+pg8000 is missing: No module named 'pg8000'"
+    )
