@@ -6,16 +6,19 @@ import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import psycopg2
 import pytest
 import sqlalchemy
 from fix_commit import ANSWER_LOST, ARRIVED, NEVER_ARRIVED, UNDONE, unknown
-from fix_engines import ASYNC, SYNC, plain_engine, pool_of
+from fix_engines import ASYNC, DRIVERS, SYNC, plain_engine, pool_of
 from marked import MarkedPostgres
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
+from within import using
 
 import sa_railway
 from sa_railway.commit import status
@@ -149,38 +152,51 @@ def test_a_reader_has_nothing_to_lose_and_asks_nothing(postgres, driver, outcome
     assert outcomes == ["committed"]
 
 
-def begin(engine, work):
-    with engine.begin() as connection:
-        work(connection)
-
-
-@pytest.mark.parametrize("cut", [NEVER_ARRIVED, ARRIVED], ids=["before", "after"])
-@pytest.mark.parametrize("way", ["resolve_commit", "run_transaction"])
-@pytest.mark.parametrize("driver", SYNC)
-def test_a_function_that_shares_its_name_with_one_of_the_servers_is_not_taken_for_it(
-    postgres, plain, driver, way, cut, outcomes
-):
-    """PostgreSQL chooses by the types of the arguments: round(text) is the application's."""
-
-    def work(connection):
-        connection.execute(text("SELECT round(:a)"), {"a": "x"})
-        proxy.cut(**cut)
-
+@pytest.fixture
+def namesake(plain):
+    """A function round(text), which PostgreSQL chooses by the type of its argument, and writes."""
     with plain.begin() as connection:
         connection.exec_driver_sql(
             "CREATE FUNCTION round(a text) RETURNS void LANGUAGE sql "
             "AS 'INSERT INTO lost VALUES (1)'"
         )
-    try:
-        with ChaosProxy(postgres.url_for(driver)) as proxy:
-            engine = sa_railway.create_engine(proxy.url, resolve_commit=way == "resolve_commit")
-            run = begin if way == "resolve_commit" else sa_railway.run_transaction
-            with pytest.raises(CommitOutcomeUnknownError):
-                run(engine, work)
-            engine.dispose()
-    finally:
-        with plain.begin() as connection:
-            connection.exec_driver_sql("DROP FUNCTION round(text)")
+    yield
+    with plain.begin() as connection:
+        connection.exec_driver_sql("DROP FUNCTION round(text)")
+
+
+@pytest.mark.parametrize("cut", [NEVER_ARRIVED, ARRIVED], ids=["before", "after"])
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_function_that_shares_its_name_with_one_of_the_servers_is_not_taken_for_it(
+    postgres, namesake, driver, cut, outcomes
+):
+    def check(connection):
+        connection.execute(text("SELECT round(:a)"), {"a": "x"})
+        proxy.cut(**cut)
+        with pytest.raises(CommitOutcomeUnknownError):
+            connection.commit()
+
+    with ChaosProxy(postgres.url_for(driver)) as proxy:
+        through: Any = SimpleNamespace(url_for=lambda _: proxy.url)
+        using(through, driver, check)
+
+    assert outcomes == ["unknown"]
+
+
+@pytest.mark.parametrize("cut", [NEVER_ARRIVED, ARRIVED], ids=["before", "after"])
+@pytest.mark.parametrize("driver", SYNC)
+def test_run_transaction_does_not_take_it_for_one_of_the_servers_either(
+    postgres, namesake, driver, cut, outcomes
+):
+    def work(connection):
+        connection.execute(text("SELECT round(:a)"), {"a": "x"})
+        proxy.cut(**cut)
+
+    with ChaosProxy(postgres.url_for(driver)) as proxy:
+        engine = sa_railway.create_engine(proxy.url)
+        with pytest.raises(CommitOutcomeUnknownError):
+            sa_railway.run_transaction(engine, work)
+        engine.dispose()
 
     assert outcomes == ["unknown"]
 

@@ -70,7 +70,9 @@ def test_the_batches_of_an_insert_of_many_rows_write_and_keep_the_session(postgr
     def check(connection):
         executed = []
         event.listen(
-            connection, "before_cursor_execute", lambda *args: executed.append(effects_of(args[2])[:2])
+            connection,
+            "before_cursor_execute",
+            lambda *args: executed.append(effects_of(args[2])[:2]),
         )
         connection.execute(insert(seen).returning(seen.c.n), [{"n": n} for n in range(1_500)])
         return executed
