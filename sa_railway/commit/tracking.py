@@ -89,7 +89,7 @@ def unseen_cursor(connection: Any, **arguments: Any) -> Any:
 
 def unwrapped(connection: Any) -> Any:
     """Return the driver's own connection, without the proxies of monitoring agents around it."""
-    while "__wrapped__" in dir(type(connection)):
+    while hasattr(type(connection), "__wrapped__"):
         connection = connection.__wrapped__
     return connection
 
