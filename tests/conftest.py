@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import psycopg
 import pytest
+import sqlalchemy
 from fix_missing import missing
 from marked import MARK, MarkedPostgres
 from pytest_postgresql import factories
@@ -27,6 +28,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 RINGS = Path(__file__).parent
 DEVELOPERS_OWN = re.compile(r"DATABASE_URL|DATABASE_.*_URL|PG.*|RAILWAY_.*|SA_RAILWAY_.*")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave to SQLAlchemy what is its own.
+
+    Before 2.0.54 it left connections for asyncio to the garbage collector where its first questions
+    fail, with and without us. What we leave there shows on the newer versions.
+    """
+    if tuple(map(int, re.findall(r"\d+", sqlalchemy.__version__)[:3])) < (2, 0, 54):
+        config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
