@@ -166,7 +166,7 @@ class Committing(PGDialect_psycopg):
         super().do_commit(dbapi_connection)
 
 
-registry.register("committing.psycopg", __name__, "Committing")
+registry.register("postgresql.committing", __name__, "Committing")
 
 
 def test_the_commit_of_a_dialect_is_its_own_with_markers_too(postgres):
@@ -175,13 +175,19 @@ def test_the_commit_of_a_dialect_is_its_own_with_markers_too(postgres):
         for statement in [*drop_sql(), *create_sql()]:
             connection.exec_driver_sql(statement)
         connection.exec_driver_sql("DROP TABLE IF EXISTS seen; CREATE TABLE seen (n int)")
-    url = postgres.url.set(drivername="committing+psycopg")
+    url = postgres.url.set(drivername="postgresql+committing")
     engine = sqlalchemy.create_engine(
-        url, plugins=["railway"], railway_profile=sa_railway.Profile(commit_marker=True)
+        url,
+        plugins=["railway"],
+        railway_profile=sa_railway.Profile(resolve_commit=True, commit_marker=True),
     )
     with engine.begin() as connection:
         before = Committing.commits
         connection.exec_driver_sql("INSERT INTO seen VALUES (1)")
     assert Committing.commits == before + 1
     engine.dispose()
+    # and the engine did write a marker, for which psycopg could have left that COMMIT out
+    with plain.connect() as connection:
+        markers = connection.exec_driver_sql("SELECT count(*) FROM sa_railway_commit_marker")
+        assert markers.scalar_one() > 2
     plain.dispose()
