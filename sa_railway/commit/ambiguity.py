@@ -23,7 +23,7 @@ from sa_railway.exc import CommitOutcomeUnknownError
 from sa_railway.faults import FaultKind, classify
 from sa_railway.faults.origin import is_database_error, members
 
-_AMBIGUOUS = "railway_in_doubt"
+_AMBIGUOUS = "railway_ambiguous"
 _ENGINE = "railway_engine"
 _KINDS = "railway_fault_kinds"
 

@@ -9,14 +9,16 @@ GRAMMAR = frozenset(
     "all and any array as asc case cast desc distinct do else except for from group having in "
     "intersect lateral limit not offset on only or order returning select some symmetric then to "
     "union using when where window with "
-    # those that are functions or types by the grammar, and types with a modifier
+    # those that are functions or types by the grammar
     "between bit char character coalesce decimal exists extract float greatest grouping interval "
     "least nullif numeric overlay position precision row substring time timestamp trim values "
-    "varchar bpchar timestamptz varbit".split()
+    "varchar".split()
 )
 # Functions of the server that write nothing. An application may have one of the same name for other
 # types of arguments: where it matters, the server is asked whether it has.
 FUNCTIONS = frozenset(
+    # types that are functions, too
+    "bpchar timestamptz varbit "
     # aggregates and window functions
     "array_agg avg bool_and bool_or count cume_dist dense_rank every first_value json_agg "
     "json_object_agg jsonb_agg jsonb_object_agg lag last_value lead max min mode nth_value "

@@ -268,10 +268,11 @@ def _examine_one(tokens: list[_Token]) -> Effects:
     if _changes_data(tokens):
         # SELECT INTO may make a temporary table
         return Effects(Writes.YES, keeps_session=is_harmless and "into" not in texts)
-    by_name = any(
-        name.text in FUNCTIONS and token.text == "(" for name, token in itertools.pairwise(tokens)
-    )
-    return Effects(Writes.NO, True, by_name) if is_harmless else _UNPROVED  # noqa: FBT003
+    if not is_harmless:
+        return _UNPROVED
+    pairs = itertools.pairwise(tokens)
+    by_name = any(name.text in FUNCTIONS and token.text == "(" for name, token in pairs)
+    return READS._replace(by_name=by_name)
 
 
 def _changes_data(tokens: list[_Token]) -> bool:

@@ -53,10 +53,10 @@ _POOLED = "railway_pooled"  # in the record's info, which SQLAlchemy clears when
 class SocketState(Enum):
     """What a socket tells without a round trip."""
 
-    NOTHING_TO_READ = "quiet"  # nothing has arrived since the last answer
+    NOTHING_TO_READ = "nothing to read"  # nothing has arrived since the last answer
     READABLE = "readable"  # a notification, a notice, or the server's farewell
     CLOSED = "closed"
-    UNKNOWN = "blind"  # the driver shows no socket
+    UNKNOWN = "unknown"  # the driver shows no socket
 
 
 def listen(engine: Engine, profile: Profile, *, pool_pings: bool) -> None:
@@ -111,9 +111,8 @@ def _end_in_its_loop(connection: Any, loop: asyncio.AbstractEventLoop) -> None:
             loop.call_soon_threadsafe(terminate)
 
 
-_NOTHING_TO_READ = (
-    SocketState.NOTHING_TO_READ
-)  # to get a member of an enumeration takes longer than the look
+# to get a member of an enumeration takes longer than the look
+_NOTHING_TO_READ = SocketState.NOTHING_TO_READ
 _HUNG_UP = 0
 if native.poll is not None:  # Windows has none: every check is a ping there
     # POLLRDHUP, on Linux, shows the peer's FIN even behind unread data, which TLS would hide
@@ -176,7 +175,7 @@ class _Liveness:
     """The check of one engine.
 
     All hooks are on the way of every checkout, where a microsecond is a tenth of the whole; so only
-    what seldom runs is never_raises, and the rest cannot fail.
+    what seldom runs is guarded, and the rest cannot fail.
     """
 
     def __init__(self, engine: Engine, profile: Profile) -> None:

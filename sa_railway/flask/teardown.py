@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sa_railway import events
 from sa_railway.engine.state import engine_name
 from sa_railway.flask.context import EndedContext
-from sa_railway.flask.uncommitted import NOTHING, Uncommitted, connections_of
+from sa_railway.flask.uncommitted import UNKNOWN, Uncommitted, connections_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -96,12 +96,12 @@ def _end(session: Session, look: Look, *, commit: bool) -> None:
 
 
 def _left_by(session: Session) -> Uncommitted:
-    """Look at *session*; one that cannot be looked at, such as a mock, has left nothing."""
+    """Look at *session*; what one has left that cannot be looked at, such as a mock, is unknown."""
     try:
         return Uncommitted.of(session)
-    except Exception:
-        logger.debug("A session could not be looked at", exc_info=True)
-        return NOTHING
+    except Exception as error:  # noqa: BLE001 - whatever the application's own session raises
+        logger.warning("What %s has left uncommitted is unknown: %r", type(session), error)
+        return UNKNOWN
 
 
 def _close(session: Session) -> None:

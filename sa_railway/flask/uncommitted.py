@@ -57,7 +57,7 @@ class Uncommitted(NamedTuple):
         # the objects that can be changed or deleted are in the map; most requests leave nothing
         new, is_empty = session.new, not session.identity_map
         if not (tallies or new) and (is_empty or not (session.dirty or session.deleted)):
-            return NOTHING
+            return _NOTHING
         return cls(
             new=len(new),
             changed=sum(_is_modified(session, each) for each in session.dirty),
@@ -97,7 +97,8 @@ def _is_over(connection: Connection) -> bool:
     return connection.dialect.name == "postgresql" and is_idle(driver)
 
 
-NOTHING = Uncommitted(0, 0, 0, 0, may_have_written=False)
+_NOTHING = Uncommitted(0, 0, 0, 0, may_have_written=False)
+UNKNOWN = _NOTHING._replace(may_have_written=True)
 
 
 def connections_of(session: Session) -> list[Connection]:

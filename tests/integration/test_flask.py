@@ -1111,6 +1111,32 @@ def test_a_test_may_put_a_mock_in_place_of_the_session(
     assert shop.app.test_client().get("/").text == "True"
 
 
+@pytest.mark.parametrize(("leftovers", "commits"), [("rollback", 0), ("commit", 1)])
+def test_what_a_session_has_left_that_cannot_be_looked_at_is_unknown_and_not_nothing(
+    shop: Shop,
+    leftovers: Literal["rollback", "commit"],
+    commits: int,
+    logged,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    app = shop.make_app()
+    Railway(app, shop.db, leftovers=leftovers)
+    session = mock.Mock()
+    make: Any = lambda: session  # noqa: E731 - for a scoped_session
+    monkeypatch.setattr(shop.db, "session", scoped_session(make))
+    app.add_url_rule("/", view_func=lambda: str(bool(shop.db.session.execute(text("SELECT 1")))))
+
+    assert app.test_client().get("/").text == "True"
+    assert session.commit.call_count == commits
+    assert logged() == [
+        (
+            "WARNING",
+            "What <class 'unittest.mock.Mock'> has left uncommitted is unknown: "
+            "TypeError(\"object of type 'Mock' has no len()\")",
+        )
+    ]
+
+
 def test_sessions_that_their_connections_lead_to_are_collected(shop: Shop):
     """The listener is on the class of all sessions, whatever they have to do with Flask."""
     engine = shop.engines()[None]

@@ -6,7 +6,7 @@ import psycopg2
 import pytest
 from marked import conninfo
 
-from sa_railway.commit.harmless import HARMLESS
+from sa_railway.commit.harmless import GRAMMAR, HARMLESS
 from sa_railway.commit.sql import Writes, effects_of
 
 FUNCTION = (
@@ -209,6 +209,7 @@ def test_every_harmless_word_is_reserved_or_a_function_of_postgresql_that_does_n
     volatile = {word for word in HARMLESS - reserved if is_volatile.get(word)}
 
     assert unknown == set()
+    assert reserved >= GRAMMAR
     assert volatile == {"clock_timestamp", "gen_random_uuid", "pg_is_in_recovery", "random"}
 
 
