@@ -20,6 +20,7 @@ from sa_railway.engine.hooks import never_raises
 # in the info of the pooled connection
 _CONNECTION = "railway_connection"
 _LOST = "railway_lost"
+_RECORD = "railway_record"
 
 _OF_CONNECTION = {"isolation_level", "postgresql_readonly", "postgresql_deferrable"}
 
@@ -61,21 +62,14 @@ def part(
         owner.invalidate(error)
         return
     proxied.info[_LOST] = True
-    forget_reset(proxied)
     dialect: Any = engine.dialect
     dialect.do_terminate(proxied.dbapi_connection)
     proxied.invalidate(error, soft=True)
-
-
-def forget_reset(proxied: PoolProxiedConnection) -> None:
-    """Take back what was to be set back on the connection at its return, as it is no more.
-
-    By a private attribute of the record, because SQLAlchemy keeps it nowhere else: a return that
-    raises would never give the place in the pool back. tests/chaos/test_commit.py fails when it
-    moves.
-    """
-    record: Any = proxied._connection_record
-    record.finalize_callback.clear()
+    # At its return nothing is to be set back on it, and listeners to "checkin" get None: a return
+    # that raises would never give the place in the pool back.
+    record = proxied.info[_RECORD]()
+    if record is not None:
+        record.dbapi_connection = None
 
 
 def owner_of(proxied: PoolProxiedConnection, known: Connection | None) -> Connection | None:
@@ -118,6 +112,7 @@ def _begin_session(
     """Let the session begin with a checkout: what is set at connect, a new connection has too."""
     record.info.pop(_CONNECTION, None)
     record.info.pop(_LOST, None)
+    record.info[_RECORD] = weakref.ref(record)
     work_on(record.driver_connection).begin_session()
 
 

@@ -91,11 +91,10 @@ def _renew() -> None:
     in_use = [(connection, one) for connection, one in opened if not one.is_idle(connection)]
     for connection, one in in_use:
         _inherited.add(connection, one)
-        record: Any = one.record()
+        record = one.record()
         if record is not None:
-            # What was to be set back on it at its return, such as the isolation level. By a private
-            # name, as in sa_railway.commit.parting; tests/chaos/test_fork.py fails when it moves.
-            record.finalize_callback.clear()
+            # At its return nothing is to be set back on it, and listeners to "checkin" get None.
+            record.dbapi_connection = None  # type: ignore[misc]
     for engine in engines():
         # nothing is replaced in the workers of a server that has just loaded the application
         if any(one.engine() is engine for _, one in in_use):

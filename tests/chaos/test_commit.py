@@ -15,7 +15,7 @@ import sqlalchemy
 from fix_commit import ANSWER_LOST, ARRIVED, NEVER_ARRIVED, UNDONE, unknown
 from fix_engines import ASYNC, DRIVERS, SYNC, plain_engine, pool_of
 from marked import MarkedPostgres
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
 from within import using
@@ -216,20 +216,36 @@ def test_a_reader_that_calls_functions_of_the_server_has_nothing_to_lose(
     assert outcomes == ["committed"]
 
 
+def set_up(dbapi_connection, _record, _proxy):
+    """As an application may keep a setting for the time of a checkout."""
+    with dbapi_connection.cursor() as cursor:
+        cursor.execute("SET my.tenant = '7'")
+    dbapi_connection.commit()
+
+
+def tidy_up(dbapi_connection, _record):
+    if dbapi_connection is not None:
+        dbapi_connection.cursor().execute("RESET my.tenant")
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"isolation_level": "SERIALIZABLE"}, {"postgresql_readonly": True}],
-    ids=["isolation", "readonly"],
+    [{"isolation_level": "SERIALIZABLE"}, {"postgresql_readonly": True}, {}],
+    ids=["isolation", "readonly", "listeners"],
 )
 @pytest.mark.parametrize("driver", SYNC)
-def test_a_connection_with_options_gives_its_place_in_the_pool_back(
+def test_a_connection_with_options_or_listeners_gives_its_place_in_the_pool_back(
     postgres, driver, options, outcomes
 ):
     with ChaosProxy(postgres.url_for(driver)) as proxy:
         engine = sa_railway.create_engine(
             proxy.url, resolve_commit=True, pool_size=1, max_overflow=0, pool_timeout=5
         )
+        event.listen(engine, "checkout", set_up)
+        event.listen(engine, "checkin", tidy_up)
         with sessionmaker(engine.execution_options(**options))() as session:
+            session.execute(text("SELECT 1"))
+            session.commit()
             session.execute(text("SELECT 1"))
             proxy.cut(after="COMMIT")
             session.commit()

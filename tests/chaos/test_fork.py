@@ -67,6 +67,12 @@ def test_plain_sqlalchemy_loses_what_the_parent_began(postgres, rounds_table, dr
     assert rounds_table() != list(range(6))
 
 
+def tidy_up(dbapi_connection, _record):
+    """As a listener to "checkin" may do it, which gets None for a connection that is lost."""
+    if dbapi_connection is not None:
+        dbapi_connection.cursor().execute("RESET search_path")
+
+
 def in_child(check):
     """Fork, run *check* in the child, and return whether it was true there."""
     child = os.fork()
@@ -439,12 +445,14 @@ def test_such_a_child_leaves_an_sqlite_database_as_it_is(tmp_path, path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"isolation_level": "REPEATABLE READ"}, {"postgresql_readonly": True}],
-    ids=["isolation", "readonly"],
+    [{"isolation_level": "REPEATABLE READ"}, {"postgresql_readonly": True}, {}],
+    ids=["isolation", "readonly", "listener"],
 )
 @pytest.mark.parametrize("driver", SYNC)
 def test_a_child_leaves_a_block_whose_connection_has_options(postgres, driver, options):
-    engine = sa_railway.create_engine(postgres.url_for(driver)).execution_options(**options)
+    engine = sa_railway.create_engine(postgres.url_for(driver))
+    event.listen(engine, "checkin", tidy_up)
+    engine = engine.execution_options(**options)
 
     def leave():
         connection.close()
