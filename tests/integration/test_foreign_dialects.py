@@ -1,5 +1,7 @@
 """What the plugin knows nothing of is left to SQLAlchemy and to the dialect, whole."""
 
+import os
+import time
 from typing import Any
 from unittest.mock import Mock
 
@@ -15,6 +17,7 @@ from sqlalchemy.exc import NoSuchModuleError
 
 import sa_railway
 from sa_railway.commit.marker_schema import create_sql, drop_sql
+from sa_railway.engine.state import has_plugin
 from sa_railway.exc import ConfigurationError
 
 
@@ -191,3 +194,37 @@ def test_the_commit_of_a_dialect_is_its_own_with_markers_too(postgres):
         markers = connection.exec_driver_sql("SELECT count(*) FROM sa_railway_commit_marker")
         assert markers.scalar_one() > 2
     plain.dispose()
+
+
+class InMemory(SQLiteDialect_pysqlite):
+    """A database within the process that is no SQLite by its name, as DuckDB is."""
+
+    name = "inmemory"
+    supports_statement_cache = True
+
+
+registry.register("inmemory", __name__, "InMemory")
+
+
+def test_what_a_database_in_memory_holds_stays_where_its_connection_does():
+    def count():
+        with engine.connect() as connection:
+            return connection.scalar(text("SELECT count(*) FROM held"))
+
+    engine = sqlalchemy.create_engine("inmemory://", plugins=["railway"])
+    assert has_plugin(engine)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE held (n int)"))
+    with pytest.MonkeyPatch.context() as patch:
+        clock = time.time
+        patch.setattr(time, "time", lambda: clock() + 300)
+        assert count() == 0
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = count()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    engine.dispose()
