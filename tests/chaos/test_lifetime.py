@@ -1,6 +1,8 @@
 """Recycling with jitter and the release of idle connections."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -10,6 +12,7 @@ import sqlalchemy
 from fix_engines import ASYNC, SYNC, plain_engine
 from fix_events import hearing
 from fix_waiting import wait_until
+from marked import in_text
 from sqlalchemy import text
 
 import sa_railway
@@ -138,3 +141,38 @@ def test_a_connection_past_its_time_is_replaced_at_the_next_checkout(postgres):
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT pg_backend_pid()")) != first
     engine.dispose()
+
+
+LEFT_OPEN = """
+import logging
+import sys
+
+import sqlalchemy
+import sa_railway
+
+logging.basicConfig()
+engine = sa_railway.create_engine(sys.argv[1], idle_release=50.0)
+
+
+def rows():
+    with engine.connect() as connection:
+        yield from connection.exec_driver_sql("SELECT generate_series(1, 3)")
+
+
+left = rows()
+print(next(left))
+"""
+
+
+@pytest.mark.parametrize("driver", SYNC)
+def test_a_connection_that_comes_back_when_python_ends_is_no_error(postgres, driver):
+    """No thread can be started any more, and nothing imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_OPEN, in_text(postgres.url_for(driver))],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert (done.stdout, done.stderr) == ("(1,)\n", "")
