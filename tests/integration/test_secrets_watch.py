@@ -229,6 +229,7 @@ def told():
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "pytest", "-p", "secrets_watch", "-p", "no:cacheprovider"),
+                *("-p", "no:randomly"),  # what the last test leaves behind is looked at with it
                 *("-c", os.devnull, f"--rootdir={folder}", f"--basetemp={folder}/temporary"),
                 *("-o", "junit_logging=all", f"--junit-xml={folder}/report.xml", folder),
             ],
